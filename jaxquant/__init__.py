@@ -1,0 +1,48 @@
+"""jaxquant: smaller and faster JAX/Flax models, by storing and computing numbers in fewer bits."""
+
+from .algorithms import quantize as quantize
+from .intercept import (
+    Gram as Gram,
+    interceptor as interceptor,
+    Moments as Moments,
+    observe as observe,
+    Peak as Peak,
+    Plan as Plan,
+    plan as plan,
+    PlanError as PlanError,
+    Recipe as Recipe,
+    Rule as Rule,
+    wrap as wrap,
+)
+from .numerics import (
+    AbsMax as AbsMax,
+    BFLOAT16 as BFLOAT16,
+    Convention as Convention,
+    E4M3 as E4M3,
+    E5M2 as E5M2,
+    FLOAT16 as FLOAT16,
+    FLOAT32 as FLOAT32,
+    Format as Format,
+    INT4 as INT4,
+    INT8 as INT8,
+    MinMax as MinMax,
+)
+from .ops import (
+    dot as dot,
+    dot_general as dot_general,
+    einsum as einsum,
+    quantize_activation as quantize_activation,
+    Refusal as Refusal,
+    take as take,
+)
+from .qarray import (
+    dequantize as dequantize,
+    Layout as Layout,
+    PER_CHANNEL as PER_CHANNEL,
+    PER_TENSOR as PER_TENSOR,
+    QArray as QArray,
+    quantize_array as quantize_array,
+    relayout as relayout,
+    Scheme as Scheme,
+    Tile as Tile,
+)

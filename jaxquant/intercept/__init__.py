@@ -1,0 +1,14 @@
+"""Finding the sites of a Flax model, and evaluating it with other arithmetic."""
+
+from ._front import observe as observe, plan as plan, wrap as wrap
+from ._linen import interceptor as interceptor, LinenModel as LinenModel
+from ._nnx import NNXModel as NNXModel
+from ._observers import Gram as Gram, Moments as Moments, Peak as Peak
+from ._plan import LeafPlan as LeafPlan, Plan as Plan, PlanError as PlanError, SitePlan as SitePlan
+from ._rules import Recipe as Recipe, Rule as Rule
+from ._variables import (
+    leaf_paths as leaf_paths,
+    map_leaves as map_leaves,
+    PlanStamp as PlanStamp,
+    stamped as stamped,
+)

@@ -1,0 +1,294 @@
+"""Evaluating a jaxpr with weights in its environment.
+
+The walk is one and the same for every mode; a mode is what is done where a site is met. It follows
+JAX's documented way of writing interpreters ("Writing custom Jaxpr interpreters").
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core, source_info_util
+
+from ..qarray import dequantize, QArray
+from ._views import VIEWS
+from ._weight import is_weight, Position, roles, Weight, whole
+
+# Operations that read a weight the way a linear layer does. Those without arithmetic of ours are
+# sites all the same: the plan has to say that they were left out, and why.
+SITE_OPS = {
+    "dot_general": "dot",
+    "gather": "take",
+    "conv_general_dilated": "conv",
+    "ragged_dot": "ragged_dot",
+    "ragged_dot_general": "ragged_dot",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Use:
+    """One equation reading one weight."""
+
+    site: str
+    path: str
+    op: str
+    side: int
+    weight: Weight
+    roles: tuple[str, ...] | None
+    reason: str | None
+    eqn: Any
+    position: Position
+
+
+class Mode(Protocol):
+    """What is done at a site."""
+
+    tracks_constants: bool
+    collects: bool
+
+    def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
+        """The result of the equation, and statistics by site (or an empty dict)."""
+        ...
+
+    def leave(self, weight: Weight, eqn: Any, reason: str | None) -> Any:
+        """The plain array for a weight that an equation reads otherwise; may raise."""
+        ...
+
+    def merge(self, site: str, a: Any, b: Any) -> Any: ...
+
+    def empty(self, site: str, struct: Any) -> Any: ...
+
+    def reduce(self, site: str, value: Any) -> Any:
+        """Statistics of all devices, inside a `shard_map`."""
+        ...
+
+    def for_derivatives(self) -> "Mode":
+        """The mode in which a user's derivative rules are evaluated."""
+        ...
+
+
+class Evaluator:
+    """Evaluates jaxprs whose inputs may be `Weight`s, in one mode."""
+
+    def __init__(self, mode: Mode):
+        self.mode = mode
+        self.stats: dict[str, Any] = {}
+        self.scans: dict[str, tuple[Position, ...]] = {}
+        self._numbers: dict[str, dict[Position, int]] = {}
+
+    def site_id(self, path: str, use: str, position: Position) -> str:
+        """`path#use`, then `path#use.1` and so on, in the order of first visits.
+
+        A body that JAX traces twice is visited at the same positions, so ids do not shift.
+        """
+        seen = self._numbers.setdefault(f"{path}#{use}", {})
+        number = seen.setdefault(position, len(seen))
+        return f"{path}#{use}" + (f".{number}" if number else "")
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[dict[str, Any]]:
+        """Statistics of what is evaluated inside, kept apart from those outside."""
+        outer, self.stats = self.stats, {}
+        try:
+            yield self.stats
+        finally:
+            self.stats = outer
+
+    def add(self, stats: dict[str, Any]) -> None:
+        """Adds statistics by site to those of the present level."""
+        for site, value in stats.items():
+            have = self.stats.get(site)
+            self.stats[site] = value if have is None else self.mode.merge(site, have, value)
+
+    def closed(self, jaxpr: Any, args: Sequence[Any], position: Position) -> list[Any]:
+        """Evaluates a jaxpr with its own constants: a `ClosedJaxpr`, or a `Jaxpr` that has none."""
+        consts = getattr(jaxpr, "consts", ())
+        opened = getattr(jaxpr, "jaxpr", jaxpr)
+        if self.mode.tracks_constants:
+            consts = [self._constant(c, (*position, i)) for i, c in enumerate(consts)]
+        return self.evaluate(opened, consts, args, position)
+
+    def _constant(self, value: Any, position: Position) -> Any:
+        if getattr(value, "ndim", 0) < 2 or not jnp.issubdtype(value.dtype, jnp.floating):
+            return value
+        return whole(value, f"<closed over {'.'.join(map(str, position))}>")
+
+    def evaluate(
+        self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], position: Position
+    ) -> list[Any]:
+        """The outputs of `jaxpr`; weights that pass through unread come out as weights."""
+        env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+        env.update(zip(jaxpr.invars, args, strict=True))
+        last = _last_uses(jaxpr)
+
+        def read(atom: Any) -> Any:
+            if isinstance(atom, core.Literal):
+                return atom.val
+            return env[atom]
+
+        for i, eqn in enumerate(jaxpr.eqns):
+            operands = [read(atom) for atom in eqn.invars]
+            outs = self.equation(eqn, operands, (*position, i))
+            for var, out in zip(eqn.outvars, outs, strict=True):
+                if not isinstance(var, core.Literal):
+                    env[var] = out
+            for var in last[i]:
+                # As soon as nothing reads a value any more its memory may go.
+                env.pop(var, None)
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def equation(self, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
+        """One equation, under the name stack and source line of the user's code."""
+        names = source_info_util.current_name_stack() + eqn.source_info.name_stack
+        context = source_info_util.user_context(eqn.source_info.traceback, name_stack=names)
+        with context, eqn.ctx.manager:
+            if not any(map(is_weight, operands)):
+                return self.bind(eqn, operands)
+            return self.weighted(eqn, operands, position)
+
+    def bind(self, eqn: Any, operands: list[Any]) -> list[Any]:
+        """The equation as it is."""
+        params = eqn.primitive.get_bind_params(eqn.params)
+        out = eqn.primitive.bind(*operands, **params)
+        return list(out) if eqn.primitive.multiple_results else [out]
+
+    def weighted(self, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
+        """An equation that reads at least one weight."""
+        from ._higher_order import RULES
+
+        name = eqn.primitive.name
+        first = operands[0]
+        if name in RULES:
+            return RULES[name](self, eqn, operands, position)
+        if name in SITE_OPS:
+            return [self.site(eqn, operands, position)]
+        if name == "split" and is_weight(first) and first.via is None:
+            return _split(eqn, first)
+        if name in VIEWS and is_weight(first) and not any(map(is_weight, operands[1:])):
+            if first.via is None:
+                try:
+                    view = VIEWS[name](eqn, first, *operands[1:])
+                except ValueError as error:
+                    # The QArray says why its tiles would break; the mode decides what then.
+                    return self.opaque(eqn, operands, str(error))
+                if view is not None:
+                    return [view]
+        return self.opaque(eqn, operands, None)
+
+    def opaque(self, eqn: Any, operands: list[Any], reason: str | None) -> list[Any]:
+        """An equation that is neither a view nor a site: weights go in as plain arrays."""
+        weights = [x for x in operands if is_weight(x)]
+        inner = [] if reason else list(core.jaxprs_in_params(eqn.params))
+        if inner:
+            reason = f"{eqn.primitive.name} cannot be entered"
+        plain = [self.mode.leave(x, eqn, reason) if is_weight(x) else x for x in operands]
+        outs = self.bind(eqn, plain)
+        others = [
+            x
+            for x, atom in zip(operands, eqn.invars, strict=True)
+            if not is_weight(x) and not isinstance(atom, core.Literal)
+        ]
+        if others or not self.mode.tracks_constants:
+            return outs
+        # A function of parameters alone is still the parameter's business: a product that reads it
+        # is a site which cannot be quantized in place, and the plan will say so.
+        source = weights[0]
+        via = source.via or eqn.primitive.name
+        return [
+            dataclasses.replace(source, value=out, axes=((),) * len(out.shape), via=via)
+            if hasattr(out, "shape")
+            else out
+            for out in outs
+        ]
+
+    def site(self, eqn: Any, operands: list[Any], position: Position) -> Any:
+        """An equation that multiplies with, or looks up in, a weight."""
+        op = SITE_OPS[eqn.primitive.name]
+        uses = []
+        for side, operand in enumerate(operands):
+            if not is_weight(operand):
+                continue
+            given, reason = self._roles(operand, eqn, op, side)
+            uses.append(
+                Use(
+                    site=self.site_id(operand.path, op, (*position, side)),
+                    path=operand.path,
+                    op=op,
+                    side=side,
+                    weight=operand,
+                    roles=given,
+                    reason=reason,
+                    eqn=eqn,
+                    position=position,
+                )
+            )
+        out, stats = self.mode.compute(uses, operands, eqn)
+        for use in uses:
+            self.scans[use.site] = use.weight.scans
+        self.add(stats)
+        return out
+
+    def _roles(
+        self, weight: Weight, eqn: Any, op: str, side: int
+    ) -> tuple[tuple[str, ...] | None, str | None]:
+        if weight.via is not None:
+            return None, f"it reads {weight.path} only through `{weight.via}`"
+        if op == "dot":
+            contracted, batch = eqn.params["dimension_numbers"]
+            found = roles(weight, contracted[side], batch[side])
+        elif op == "take":
+            if side != 0:
+                return None, "the weight is used as positions, not as a table"
+            sizes = eqn.params["slice_sizes"]
+            contracted = [a for a, n in enumerate(weight.shape) if sizes[a] == n]
+            found = roles(weight, contracted, ())
+        else:
+            return None, f"{eqn.primitive.name} is not computed on codes"
+        return (None, found) if isinstance(found, str) else (found, None)
+
+
+def _split(eqn: Any, weight: Weight) -> list[Any]:
+    """`lax.split` as the slices that it is."""
+    from ..qarray import slice_axis
+
+    axis, sizes = eqn.params["axis"], eqn.params["sizes"]
+    outs, start = [], 0
+    if not weight.quantized:
+        parts = eqn.primitive.bind(weight.value, **eqn.params)
+        return [weight.view(part, weight.axes) for part in parts]
+    for size in sizes:
+        part = slice_axis(weight.value, axis, start, start + size)
+        outs.append(weight.view(part, weight.axes))
+        start += size
+    return outs
+
+
+def plain(value: Any) -> Any:
+    """The array that a value stands for."""
+    if is_weight(value):
+        value = value.value
+    return dequantize(value) if isinstance(value, QArray) else value
+
+
+def _last_uses(jaxpr: Any) -> list[list[Any]]:
+    """For each equation, the variables that nothing reads after it."""
+    last: dict[Any, int] = {}
+    for i, eqn in enumerate(jaxpr.eqns):
+        for atom in eqn.invars:
+            if not isinstance(atom, core.Literal):
+                last[atom] = i
+    for atom in jaxpr.outvars:
+        if not isinstance(atom, core.Literal):
+            last.pop(atom, None)
+    result: list[list[Any]] = [[] for _ in jaxpr.eqns]
+    for var, i in last.items():
+        result[i].append(var)
+    return result
+
+
+def shape_of(value: Any) -> Any:
+    """Shape and dtype of an array, for tracing in its place."""
+    return jax.ShapeDtypeStruct(value.shape, value.dtype)

@@ -1,0 +1,202 @@
+"""What is done at a site: list it (plan), compute on codes (infer), or watch it (observe)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import source_info_util
+
+from ..ops import dot_general, gather, quantize_activation
+from ..qarray import QArray
+from ._evaluate import plain, Use
+from ._plan import Plan, PlanError, SitePlan
+from ._weight import is_weight, Weight
+
+
+def bind_plain(eqn: Any, operands: Sequence[Any]) -> Any:
+    """The equation as the float model has it."""
+    return eqn.primitive.bind(*map(plain, operands), **eqn.params)
+
+
+class ListSites:
+    """Mode *plan*: computes as the float model does, and notes every use of every parameter."""
+
+    tracks_constants = True
+    collects = False
+
+    def __init__(self) -> None:
+        self.uses: dict[str, Use] = {}
+        self.others: dict[str, set[str]] = {}
+
+    def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
+        for use in uses:
+            self.uses.setdefault(use.site, use)
+        return bind_plain(eqn, operands), {}
+
+    def leave(self, weight: Weight, eqn: Any, reason: str | None) -> Any:
+        self.others.setdefault(weight.path, set()).add(reason or eqn.primitive.name)
+        return plain(weight)
+
+    def merge(self, site: str, a: Any, b: Any) -> Any:
+        return a
+
+    def empty(self, site: str, struct: Any) -> Any:
+        return struct
+
+    def reduce(self, site: str, value: Any) -> Any:
+        return value
+
+    def for_derivatives(self) -> "ListSites":
+        return ListSites()
+
+
+class Infer:
+    """Mode *infer*: sites compute on codes, activations are rounded where the plan says so.
+
+    In derivative rules (`rounding=False`) activations stay as they are.
+    """
+
+    tracks_constants = False
+    collects = False
+
+    def __init__(self, plan: Plan, *, backend: str | None = None, rounding: bool = True):
+        self.plan = plan
+        self.backend = backend
+        self.rounding = rounding
+
+    def site_plan(self, use: Use) -> SitePlan:
+        """The plan of a site; one that only this call reaches does as its siblings do."""
+        found = self.plan.by_site.get(use.site)
+        if found is not None:
+            return found
+        siblings = [s for s in self.plan.sites if s.path == use.path and s.op == use.op]
+        if siblings and all(s.activations == siblings[0].activations for s in siblings):
+            return siblings[0]
+        raise PlanError(
+            f"This call uses {use.site}, which is not in the plan, and its other uses do not tell "
+            "what to do here. Make the plan with the call you want to run."
+        )
+
+    def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
+        plans = {use.side: self.site_plan(use) for use in uses}
+        computable = [
+            x.value if is_weight(x) and side in plans and plans[side].weights else plain(x)
+            for side, x in enumerate(operands)
+        ]
+        if not any(isinstance(x, QArray) for x in computable):
+            return bind_plain(eqn, computable), {}
+        out = eqn.outvars[0].aval
+        if eqn.primitive.name == "gather":
+            table, indices = computable
+            return gather(table, indices, **eqn.params).astype(out.dtype), {}
+        contracted, batch = eqn.params["dimension_numbers"]
+        for side, use_plan in plans.items():
+            other = 1 - side
+            scheme = use_plan.activations
+            if scheme is None or not self.rounding or isinstance(computable[other], QArray):
+                continue
+            computable[other] = quantize_activation(
+                computable[other], scheme, contracted=contracted[other], stack=batch[other]
+            )
+        y = dot_general(
+            computable[0],
+            computable[1],
+            (contracted, batch),
+            precision=eqn.params["precision"],
+            out_dtype=out.dtype,
+            backend=self.backend,
+        )
+        if eqn.params.get("out_sharding") is not None:
+            y = jax.sharding.reshard(y, eqn.params["out_sharding"])
+        return y, {}
+
+    def leave(self, weight: Weight, eqn: Any, reason: str | None) -> Any:
+        leaf = self.plan.by_path[weight.path]
+        if leaf.elsewhere == "dequantize" or not self.rounding:
+            return plain(weight)
+        where = source_info_util.summarize(eqn.source_info)
+        raise PlanError(
+            f"{weight.path} is quantized, but {reason or eqn.primitive.name} reads it as an array, "
+            f"at {where}. Say elsewhere='dequantize' in its rule, or leave it as it is."
+        )
+
+    def merge(self, site: str, a: Any, b: Any) -> Any:
+        return a
+
+    def empty(self, site: str, struct: Any) -> Any:
+        return struct
+
+    def reduce(self, site: str, value: Any) -> Any:
+        return value
+
+    def for_derivatives(self) -> "Infer":
+        return Infer(self.plan, backend=self.backend, rounding=False)
+
+
+class Observe:
+    """Mode *observe*: computes as the float model does; observers see what each site multiplies."""
+
+    tracks_constants = False
+    collects = True
+
+    def __init__(self, observers: Sequence[Any], *, collecting: bool = True):
+        self.observers = {o.name: o for o in observers}
+        self.collects = collecting
+
+    def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
+        stats: dict[str, Any] = {}
+        for use in uses:
+            if use.op == "dot" and self.collects and use.reason is None:
+                x = plain(operands[1 - use.side])
+                seen = inputs_of(x, use)
+                stats[use.site] = {n: o.measure(seen) for n, o in self.observers.items()}
+        return bind_plain(eqn, operands), stats
+
+    def leave(self, weight: Weight, eqn: Any, reason: str | None) -> Any:
+        return plain(weight)
+
+    def merge(self, site: str, a: Any, b: Any) -> Any:
+        return {name: o.merge(a[name], b[name]) for name, o in self.observers.items()}
+
+    def empty(self, site: str, struct: Any) -> Any:
+        return {name: o.empty(struct[name]) for name, o in self.observers.items()}
+
+    def reduce(self, site: str, value: Any) -> Any:
+        def over_devices(name: str, part: Any) -> Any:
+            def reduce(x: Any) -> Any:
+                axes = tuple(jax.typeof(x).vma)
+                return self.observers[name].reduce(x, axes) if axes else x
+
+            return jax.tree.map(reduce, part)
+
+        return {name: over_devices(name, part) for name, part in value.items()}
+
+    def for_derivatives(self) -> "Observe":
+        return Observe(list(self.observers.values()), collecting=False)
+
+
+def inputs_of(x: Any, use: Use) -> Any:
+    """What a site multiplies its weight with: `[stack..., rows, k]`, `k` in the stored order."""
+    contracted, batch = use.eqn.params["dimension_numbers"]
+    other = 1 - use.side
+    by_stored = sorted(
+        zip(contracted[use.side], contracted[other], strict=True),
+        key=lambda pair: use.weight.axes[pair[0]],
+    )
+    summed = [axis for _, axis in by_stored]
+    free = [a for a in range(x.ndim) if a not in summed and a not in batch[other]]
+    moved = x.transpose([*batch[other], *free, *summed])
+    stack = moved.shape[: len(batch[other])]
+    rows = moved.shape[len(stack) : len(stack) + len(free)]
+    return lax.reshape(
+        moved, (*stack, _product(rows), _product(moved.shape[len(stack) + len(free) :]))
+    ).astype(jnp.float32)
+
+
+def _product(sizes: Sequence[int]) -> int:
+    result = 1
+    for n in sizes:
+        result *= n
+    return result

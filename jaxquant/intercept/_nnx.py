@@ -1,0 +1,134 @@
+"""NNX models, wrapped: the same calls, the same state, other arithmetic."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+
+from ._evaluate import Evaluator
+from ._linen import checked, is_codes
+from ._modes import Infer
+from ._plan import Plan, PlanError
+from ._trace import run
+from ._variables import leaf_paths, parameters
+
+
+def nnx_function(model: nnx.Module) -> Callable[..., Any]:
+    """`(state, *args, method=..., **kwargs) -> outputs` for a model, as a pure function."""
+    graphdef = nnx.graphdef(model)
+
+    def function(state: Any, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
+        return getattr(nnx.merge(graphdef, state), method)(*args, **kwargs)
+
+    return function
+
+
+class _Written:
+    """The Variables that a call wrote to or created, in the order in which values come out."""
+
+    def __init__(self) -> None:
+        self.variables: list[tuple[tuple[Any, ...], Any]] = []
+
+
+def _writing_function(graphdef: Any, method: str, written: _Written) -> Callable[..., Any]:
+    def function(state: Any, *args: Any, **kwargs: Any) -> Any:
+        model = nnx.merge(graphdef, state)
+        before = {path: v.get_value() for path, v in nnx.to_flat_state(nnx.state(model))}
+        out = getattr(model, method)(*args, **kwargs)
+        written.variables = [
+            (path, variable)
+            for path, variable in nnx.to_flat_state(nnx.state(model))
+            # A value nobody wrote to is the very tracer that went in.
+            if path not in before or variable.get_value() is not before[path]
+        ]
+        return out, [variable.get_value() for _, variable in written.variables]
+
+    return function
+
+
+class NNXModel(nnx.Module):
+    """An NNX model that computes as a plan says. Make one with `jaxquant.wrap`.
+
+    Every method of the model can be called. What a call writes (running statistics, caches, RNG
+    counts, sown values) is written to `model`, as it would be without us.
+    """
+
+    def __init__(
+        self, model: nnx.Module, plan: Plan, qvariables: Any = None, *, backend: str | None = None
+    ):
+        if qvariables is None:
+            self.model = model
+            self._check_held(plan)
+        else:
+            self.model = nnx.merge(nnx.graphdef(model), checked(qvariables, plan))
+        self.plan = plan
+        self.backend = backend
+
+    def _check_held(self, plan: Plan) -> None:
+        held = parameters(nnx.state(self.model))
+        missing = [path for path in plan.by_path if not is_codes(path, held.get(path))]
+        if missing:
+            raise PlanError(
+                f"The plan quantizes {len(plan.by_path)} parameters, but {missing[0]} of the model "
+                "is an ordinary array. Give the quantized variables: "
+                "jaxquant.wrap(model, plan, jaxquant.quantize(nnx.state(model), plan))."
+            )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run("__call__", args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only reached for names that this class does not have: methods of the model.
+        if name.startswith("_") or "model" not in vars(self):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.")
+        attribute = getattr(self.model, name)
+        if not callable(attribute) or isinstance(attribute, nnx.Module):
+            return attribute
+        return lambda *args, **kwargs: self._run(name, args, kwargs)
+
+    def apply(self, qvariables: Any, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
+        """The call as a pure function of quantized variables; what it writes is dropped.
+
+        **Raises:** `PlanError` if `qvariables` were quantized by another plan.
+        """
+        state = checked(qvariables, self.plan)
+        function = nnx_function(self.model)
+        return self._evaluate(function, state, args, {**kwargs, "method": method})
+
+    def _evaluate(self, function: Any, state: Any, args: Any, kwargs: Any) -> Any:
+        evaluator = Evaluator(Infer(self.plan, backend=self.backend))
+        return run(function, state, leaf_paths(state), args, kwargs, evaluator, is_codes)
+
+    def _run(self, method: str, args: Any, kwargs: Any) -> Any:
+        graphdef, state = nnx.split(self.model)
+        written = _Written()
+        function = _writing_function(graphdef, method, written)
+        out, values = self._evaluate(function, state, args, kwargs)
+        for (path, variable), value in zip(written.variables, values, strict=True):
+            _write(self.model, path, variable, value)
+        return out
+
+
+def _write(model: Any, path: tuple[Any, ...], variable: Any, value: Any) -> None:
+    """Puts `value` where `path` leads, making the Variable if the call created it."""
+    *parents, last = path
+    at = model
+    for key in parents:
+        at = _child(at, key)
+    existing = _child(at, last)
+    if existing is None:
+        created = variable.replace(value)
+        if isinstance(at, nnx.Module):
+            setattr(at, last, created)
+        else:
+            at[last] = created
+    else:
+        existing.set_value(value)
+
+
+def _child(parent: Any, key: Any) -> Any:
+    if isinstance(parent, (list, tuple, nnx.List)) or isinstance(key, int):
+        return parent[key]
+    if isinstance(parent, dict):
+        return parent.get(key)
+    return getattr(parent, key, None)

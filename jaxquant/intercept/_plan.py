@@ -1,0 +1,232 @@
+"""Plans: a recipe applied to a model. Every site, what will happen to it, and why. Data."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+from ..qarray import abstract_qarray, bytes_held, Scheme, tile_shape
+from ._rules import Recipe
+from ._weight import BATCH, CONTRACTED, STACK
+
+
+class PlanError(ValueError):
+    """A recipe does not fit a model: a rule matches nothing, or a site is left out."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SitePlan:
+    """What will happen at one site.
+
+    `shape` and `dtype` are those of the stored parameter, `roles` what each of its axes is to the
+    op. `reason` says why the weight is left as it is; `None` means that it is quantized.
+    """
+
+    site: str
+    path: str
+    op: str
+    shape: tuple[int, ...]
+    dtype: str
+    roles: tuple[str, ...] | None
+    weights: Scheme | None
+    activations: Scheme | None
+    rule: str | None
+    reason: str | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LeafPlan:
+    """How one parameter will be held."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    scheme: Scheme
+    tile: tuple[int, ...]
+    elsewhere: str
+
+    @property
+    def bytes_before(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def bytes_after(self) -> int:
+        return bytes_held(abstract_qarray(self.shape, np.dtype(self.dtype), self.scheme, self.tile))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """Every site of a model and what will happen to it. `print` it. Equal if they do the same.
+
+    `others` are parameters that no site reads, by path, with the operations that do read them;
+    `sizes` are the bytes of every parameter.
+    """
+
+    recipe: str
+    sites: tuple[SitePlan, ...]
+    leaves: tuple[LeafPlan, ...]
+    others: tuple[tuple[str, str], ...] = ()
+    sizes: tuple[tuple[str, int], ...] = ()
+
+    @functools.cached_property
+    def by_site(self) -> dict[str, SitePlan]:
+        return {site.site: site for site in self.sites}
+
+    @functools.cached_property
+    def by_path(self) -> dict[str, LeafPlan]:
+        return {leaf.path: leaf for leaf in self.leaves}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that two plans share only if they do the same."""
+        facts = [repr((s.site, s.op, s.roles, s.weights, s.activations)) for s in self.sites]
+        facts += [repr(leaf) for leaf in self.leaves]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    @property
+    def bytes_before(self) -> int:
+        return sum(size for _, size in self.sizes)
+
+    @property
+    def bytes_after(self) -> int:
+        saved = sum(leaf.bytes_before - leaf.bytes_after for leaf in self.leaves)
+        return self.bytes_before - saved
+
+    def __str__(self) -> str:
+        from ._show import plan_table
+
+        return plan_table(self)
+
+
+def make_plan(
+    recipe: Recipe,
+    uses: list[Any],
+    others: dict[str, set[str]],
+    avals: dict[str, Any],
+) -> Plan:
+    """Applies the rules to the uses that a trace met, and checks that nothing is left by accident.
+
+    **Raises:** `PlanError` listing every rule that matches nothing, and every site that no rule
+    matches or that cannot be quantized though a rule says so.
+    """
+    sites = [_site_plan(recipe, use, avals) for use in uses]
+    problems = [
+        f"the rule {rule.match!r} matches nothing"
+        for rule in recipe.rules
+        if not rule.optional and not any(rule.matches(s.path, s.site) for s in sites)
+    ]
+    wanted = {s.site: recipe.rule_for(s.path, s.site) for s in sites}
+    for site in sites:
+        rule = wanted[site.site]
+        if site.path.startswith("<closed over"):
+            continue
+        if rule is None:
+            problems.append(f"no rule matches {site.site}; add one, with or without weights")
+        elif rule.weights is not None and site.reason is not None:
+            problems.append(f"{site.site} cannot be quantized: {site.reason}; leave it by a rule")
+    leaves, clashes = _leaves(sites, wanted)
+    problems += clashes
+    for leaf in leaves:
+        if leaf.elsewhere == "error" and others.get(leaf.path):
+            ops = ", ".join(sorted(others[leaf.path]))
+            problems.append(
+                f"{leaf.path} is quantized but also read by {ops}; say elsewhere='dequantize' in "
+                "its rule, or leave it"
+            )
+    if problems:
+        known = ", ".join(s.site for s in sites[:6]) + (", ..." if len(sites) > 6 else "")
+        listed = "\n  - ".join(problems[:20])
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise PlanError(
+            f"The recipe {recipe.name!r} does not fit this model:\n  - {listed}{more}\n"
+            f"The model has {len(sites)} sites: {known}"
+        )
+    read = {site.path for site in sites}
+    return Plan(
+        recipe=recipe.name,
+        sites=tuple(sites),
+        leaves=tuple(leaves),
+        others=tuple(
+            (path, ", ".join(sorted(others.get(path, ()))) or "nothing")
+            for path in avals
+            if path not in read
+        ),
+        sizes=tuple((path, bytes_held(aval)) for path, aval in avals.items()),
+    )
+
+
+def _site_plan(recipe: Recipe, use: Any, avals: dict[str, Any]) -> SitePlan:
+    aval = avals.get(use.path)
+    reason, weights, activations = use.reason, None, None
+    rule = recipe.rule_for(use.path, use.site)
+    if aval is None:
+        aval = use.weight.value
+        reason = "closed over: not among the model's variables"
+    elif rule is not None and rule.weights is None:
+        reason = reason or f"left by the rule {rule.match!r}"
+    elif rule is not None and reason is None:
+        weights = rule.weights
+        # A lookup multiplies nothing: there is no activation to round.
+        activations = rule.activations if use.op == "dot" else None
+        try:
+            resolve(aval.shape, weights, use.roles)
+        except ValueError as error:
+            reason, weights, activations = str(error), None, None
+    return SitePlan(
+        site=use.site,
+        path=use.path,
+        op=use.op,
+        shape=tuple(aval.shape),
+        dtype=str(np.dtype(aval.dtype)),
+        roles=use.roles,
+        weights=weights,
+        activations=activations,
+        rule=None if rule is None else rule.match,
+        reason=reason,
+    )
+
+
+def resolve(shape: tuple[int, ...], scheme: Scheme, roles: tuple[str, ...]) -> tuple[int, ...]:
+    """The tile of each stored axis: roles turned into positions."""
+    return tile_shape(
+        tuple(shape),
+        scheme.tile,
+        contracted=tuple(i for i, role in enumerate(roles) if role == CONTRACTED),
+        stack=tuple(i for i, role in enumerate(roles) if role in (STACK, BATCH)),
+    )
+
+
+def _leaves(sites: list[SitePlan], wanted: dict[str, Any]) -> tuple[list[LeafPlan], list[str]]:
+    """One plan for each parameter that a site quantizes; its sites have to agree."""
+    leaves: dict[str, LeafPlan] = {}
+    clashes: list[str] = []
+    for site in sites:
+        if site.weights is None or site.roles is None:
+            continue
+        tile = resolve(site.shape, site.weights, site.roles)
+        leaf = LeafPlan(
+            path=site.path,
+            shape=site.shape,
+            dtype=site.dtype,
+            scheme=site.weights,
+            tile=tile,
+            elsewhere=wanted[site.site].elsewhere,
+        )
+        first = leaves.setdefault(site.path, leaf)
+        if (first.scheme, first.tile) != (leaf.scheme, leaf.tile):
+            clashes.append(
+                f"{site.site} would hold {site.path} as {leaf.scheme} with tiles {leaf.tile}, but "
+                f"another use holds it as {first.scheme} with tiles {first.tile}; leave one of "
+                "the uses by a rule of its own (it then reads the dequantized weight)"
+            )
+    return list(leaves.values()), clashes

@@ -1,0 +1,57 @@
+"""Recipes: ordered rules from a site to how it is quantized. Values; text is parsed elsewhere."""
+
+import dataclasses
+import fnmatch
+
+from ..qarray import Scheme
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What is done at the sites that `match` names.
+
+    `match` is a shell pattern (`*`, `?`, `[...]`) on the whole path of a parameter,
+    `layers/0/mlp/up/kernel`, or on a whole site, `embed/embedding#take`. With `weights=None` the
+    site is left as it is, on purpose. `optional` permits that nothing matches.
+    `elsewhere` is what happens where a quantized parameter is read by an operation that is no
+    site: an error, or it is dequantized there.
+    """
+
+    match: str
+    weights: Scheme | None = None
+    activations: Scheme | None = None
+    optional: bool = False
+    elsewhere: str = "error"
+
+    def __post_init__(self) -> None:
+        if self.activations is not None and self.weights is None:
+            raise ValueError(
+                f"The rule {self.match!r} quantizes activations but no weights. Give both schemes, "
+                "or weights alone."
+            )
+        if self.elsewhere not in ("error", "dequantize"):
+            raise ValueError(
+                f"elsewhere={self.elsewhere!r} in the rule {self.match!r}; it is 'error' or "
+                "'dequantize'."
+            )
+
+    def matches(self, path: str, site: str) -> bool:
+        """Whether this rule speaks of the site."""
+        return any(fnmatch.fnmatchcase(name, self.match) for name in (path, site))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Ordered rules; the first that matches a site decides. `source` says where it comes from."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.rules:
+            raise ValueError(f"The recipe {self.name!r} has no rules. Give it at least one.")
+
+    def rule_for(self, path: str, site: str) -> Rule | None:
+        """The first rule that matches, or `None`."""
+        return next((rule for rule in self.rules if rule.matches(path, site)), None)

@@ -1,0 +1,59 @@
+"""Entering `shard_map`: each device sees its own shard of codes and scales."""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from ..qarray import leaf_specs, retile
+from ..qarray._sharding import shards_of
+from ._evaluate import Evaluator, plain
+from ._weight import is_weight, Position
+
+
+def shard_map_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
+    """The same `shard_map`, around a body that is evaluated with weights.
+
+    A shard needs whole tiles. Where tile boundaries do not fall on shard boundaries, scales are
+    repeated for the widest tile that fits both, which changes no value.
+    """
+    params = eqn.params
+    mesh, in_specs = params["mesh"], params["in_specs"]
+    fitted = [
+        _fit(x, spec, mesh) if is_weight(x) and x.quantized else x
+        for x, spec in zip(operands, in_specs, strict=True)
+    ]
+    specs = tuple(
+        x.view(leaf_specs(x.value, spec, mesh), x.axes)
+        if is_weight(x) and x.quantized
+        else (x.view(spec, x.axes) if is_weight(x) else spec)
+        for x, spec in zip(fitted, in_specs, strict=True)
+    )
+    manual = params["manual_axes"]
+
+    def body(*args: Any) -> Any:
+        with ev.collecting() as stats:
+            outs = [plain(out) for out in ev.closed(params["jaxpr"], args, position)]
+        # Statistics are of all devices' data: replicated ones would be counted once a device.
+        return outs, {site: ev.mode.reduce(site, value) for site, value in stats.items()}
+
+    outs, stats = jax.shard_map(
+        body,
+        mesh=mesh,
+        in_specs=specs,
+        out_specs=(list(params["out_specs"]), PartitionSpec()),
+        axis_names=set(manual),
+        check_vma=params["check_vma"],
+    )(*fitted)
+    ev.add(stats)
+    return outs
+
+
+def _fit(weight: Any, spec: PartitionSpec, mesh: Any) -> Any:
+    q = weight.value
+    for axis, entry in enumerate(spec):
+        shards = shards_of(entry, mesh)
+        if shards > 1 and 1 < q.tile[axis]:
+            q = retile(q, axis, math.gcd(q.tile[axis], q.shape[axis] // shards))
+    return weight.view(q, weight.axes)

@@ -1,0 +1,96 @@
+"""The variables of a model, Linen's nested dictionaries and NNX's states alike."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from flax import nnx
+
+from ..qarray import is_qarray
+
+COLLECTION = "jaxquant"
+"""Where what belongs to quantization, but not to the model, lives in a tree of variables."""
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class PlanStamp:
+    """The fingerprint of the plan that a tree was quantized by, as a part of its structure.
+
+    Two plans may hold identical QArrays (weights of W8A8 and W8A16). As they must not share a
+    compiled function, the trees differ in their static part, which is what `jit` looks at.
+    """
+
+    fingerprint: str
+
+
+class QuantizationState(nnx.Variable):
+    """State that belongs to quantization rather than to the model."""
+
+
+def named_leaves(variables: Any) -> Iterator[tuple[str, bool, Any]]:
+    """Path, whether it is a parameter, and value, in the order of `jax.tree.flatten`.
+
+    Paths leave out what holds the value: the collection `params`, boxes of metadata, Variables.
+    """
+    flat, _ = jax.tree_util.tree_flatten_with_path(
+        variables, is_leaf=lambda x: is_qarray(x) or isinstance(x, nnx.Variable)
+    )
+    is_nnx = isinstance(variables, nnx.State)
+    for keys, leaf in flat:
+        names = [_name(key) for key in keys if not _is_box(key)]
+        parameter = is_nnx
+        if not is_nnx:
+            parameter = names[:1] == ["params"]
+            names = names[1:] if parameter else names
+        if isinstance(leaf, nnx.Variable):
+            parameter = isinstance(leaf, nnx.Param)
+            for value in jax.tree.leaves(leaf.get_value(), is_leaf=is_qarray):
+                yield "/".join(names), parameter, value
+        else:
+            yield "/".join(names), parameter, leaf
+
+
+def _is_box(key: Any) -> bool:
+    return isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value"
+
+
+def _name(key: Any) -> str:
+    return jax.tree_util.keystr((key,), simple=True)
+
+
+def leaf_paths(variables: Any) -> list[str | None]:
+    """For each leaf (a QArray is one), its path if it is a parameter, else `None`."""
+    return [path if parameter else None for path, parameter, _ in named_leaves(variables)]
+
+
+def map_leaves(function: Callable[[str | None, Any], Any], variables: Any) -> Any:
+    """The same tree with `function(path, leaf)` for each leaf; `path` is `None` off `params`."""
+    leaves, tree = jax.tree.flatten(variables, is_leaf=is_qarray)
+    paths = leaf_paths(variables)
+    return jax.tree.unflatten(tree, [function(p, x) for p, x in zip(paths, leaves, strict=True)])
+
+
+def parameters(variables: Any) -> dict[str, Any]:
+    """The parameters by path."""
+    return {path: leaf for path, parameter, leaf in named_leaves(variables) if parameter}
+
+
+def stamped(variables: Any, fingerprint: str) -> Any:
+    """The tree with the stamp of a plan."""
+    stamp = PlanStamp(fingerprint)
+    if isinstance(variables, nnx.State):
+        return nnx.State({**dict(variables), COLLECTION: {"plan": QuantizationState(stamp)}})
+    return {**dict(variables), COLLECTION: {"plan": stamp}}
+
+
+def unstamped(variables: Any) -> tuple[Any, str | None]:
+    """The model's own variables, and the fingerprint of the plan they were quantized by."""
+    if COLLECTION not in variables:
+        return variables, None
+    kept = {name: value for name, value in dict(variables).items() if name != COLLECTION}
+    stamp = dict(variables)[COLLECTION]["plan"]
+    if isinstance(variables, nnx.State):
+        return nnx.State(kept), stamp.get_value().fingerprint
+    return kept, stamp.fingerprint

@@ -1,0 +1,139 @@
+"""Operations that only look at a parameter differently: provenance follows them.
+
+Each takes the equation and the weight and returns the weight as the equation leaves it, or `None`
+where the operation is more than a view. QArrays that refuse (tiles would break) raise `ValueError`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from .. import qarray
+from ..qarray import QArray
+from ..qarray._reshape import expand_dims, matching_axes, squeeze
+from ._weight import Weight
+
+
+def _apply(weight: Weight, eqn: Any, on_qarray: Callable[[QArray], QArray], *rest: Any) -> Any:
+    if isinstance(weight.value, QArray):
+        return on_qarray(weight.value)
+    return eqn.primitive.bind(weight.value, *rest, **eqn.params)
+
+
+def _transpose(eqn: Any, weight: Weight) -> Weight:
+    permutation = tuple(eqn.params["permutation"])
+    value = _apply(weight, eqn, lambda q: qarray.transpose(q, permutation))
+    return weight.view(value, tuple(weight.axes[a] for a in permutation))
+
+
+def _convert(eqn: Any, weight: Weight) -> Weight | None:
+    dtype = eqn.params["new_dtype"]
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return None
+    return weight.view(_apply(weight, eqn, lambda q: qarray.astype(q, dtype)), weight.axes)
+
+
+def _reshape(eqn: Any, weight: Weight) -> Weight | None:
+    if eqn.params.get("dimensions") is not None:
+        return None
+    shape = tuple(eqn.params["new_sizes"])
+    axes: list[tuple[int, ...]] = []
+    for old, new in matching_axes(weight.shape, shape):
+        merged = tuple(stored for a in old for stored in weight.axes[a])
+        axes += _share_out(merged, tuple(weight.shape[a] for a in old), old, weight, shape, new)
+    return weight.view(_apply(weight, eqn, lambda q: qarray.reshape(q, shape)), tuple(axes))
+
+
+def _share_out(
+    merged: tuple[int, ...],
+    old_sizes: tuple[int, ...],
+    old: tuple[int, ...],
+    weight: Weight,
+    shape: tuple[int, ...],
+    new: tuple[int, ...],
+) -> list[tuple[int, ...]]:
+    """Which stored axes each new axis of one matching run holds."""
+    real = [a for a in old if weight.shape[a] != 1]
+    wide = [a for a in new if shape[a] != 1]
+    if len(real) == len(wide):
+        # Only axes of length 1 came or went; those that were the parameter's own keep their name
+        # by joining a neighbour, so that none turns into a stack axis by a reshape.
+        named = iter([weight.axes[a] for a in real])
+        return [next(named) if shape[a] != 1 else () for a in new]
+    return [merged if shape[a] != 1 else () for a in new]
+
+
+def _squeeze(eqn: Any, weight: Weight) -> Weight:
+    drop = tuple(d % weight.ndim for d in eqn.params["dimensions"])
+    value = _apply(weight, eqn, lambda q: squeeze(q, drop))
+    return weight.view(value, tuple(s for a, s in enumerate(weight.axes) if a not in drop))
+
+
+def _broadcast(eqn: Any, weight: Weight) -> Weight | None:
+    shape = tuple(eqn.params["shape"])
+    where = tuple(eqn.params["broadcast_dimensions"])
+    added = tuple(a for a in range(len(shape)) if a not in where)
+    if any(shape[a] != 1 for a in added) or tuple(shape[a] for a in where) != weight.shape:
+        return None
+    value = _apply(weight, eqn, lambda q: expand_dims(q, added))
+    axes = tuple(() if a in added else weight.axes[where.index(a)] for a in range(len(shape)))
+    return weight.view(value, axes)
+
+
+def _slice(eqn: Any, weight: Weight) -> Weight | None:
+    strides = eqn.params["strides"]
+    if strides is not None and any(s != 1 for s in strides):
+        return None
+    starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
+
+    def cut(q: QArray) -> QArray:
+        for axis, (start, limit) in enumerate(zip(starts, limits, strict=True)):
+            q = qarray.slice_axis(q, axis, start, limit)
+        return q
+
+    return weight.view(_apply(weight, eqn, cut), weight.axes)
+
+
+def _dynamic_slice(eqn: Any, weight: Weight, *starts: Any) -> Weight:
+    sizes = eqn.params["slice_sizes"]
+
+    def cut(q: QArray) -> QArray:
+        for axis, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+            q = qarray.dynamic_index(q, axis, start, size)
+        return q
+
+    return weight.view(_apply(weight, eqn, cut, *starts), weight.axes)
+
+
+def _same(eqn: Any, weight: Weight) -> Weight:
+    """Identities: every leaf goes through the operation by itself."""
+    import jax
+
+    def bind(part: Any) -> Any:
+        return eqn.primitive.bind(part, **eqn.params)
+
+    return dataclasses.replace(weight, value=jax.tree.map(bind, weight.value))
+
+
+def _constrain(eqn: Any, weight: Weight) -> Weight:
+    sharding = eqn.params["sharding"]
+    value = _apply(weight, eqn, lambda q: qarray.constrain(q, sharding))
+    return weight.view(value, weight.axes)
+
+
+VIEWS: dict[str, Callable[..., Weight | None]] = {
+    "transpose": _transpose,
+    "convert_element_type": _convert,
+    "reshape": _reshape,
+    "squeeze": _squeeze,
+    "broadcast_in_dim": _broadcast,
+    "slice": _slice,
+    "dynamic_slice": _dynamic_slice,
+    "copy": _same,
+    "copy_p": _same,
+    "name": _same,
+    "pvary": _same,
+    "sharding_constraint": _constrain,
+}

@@ -1,0 +1,74 @@
+"""A parameter on its way through a model: its value, where it came from, what became of its axes."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from ..qarray import QArray
+
+Position = tuple[int | str, ...]
+"""Where an equation stands: its index in the jaxpr, then in the jaxpr inside it, and so on."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Weight:
+    """An array or QArray that is derived from the parameter at `path`.
+
+    `stored` is the shape of the parameter. `axes[i]` are the stored axes that present axis `i` is made of: several where axes were merged,
+    none where an axis of length 1 was added. Stored axes that stand nowhere were sliced away: they
+    are stack axes. `via` names the first operation that made this something other than a view of
+    the parameter; it is `None` for views. `scans` are the loops that hand out one slice a step.
+    """
+
+    value: Any
+    path: str = dataclasses.field(metadata={"static": True})
+    axes: tuple[tuple[int, ...], ...] = dataclasses.field(metadata={"static": True})
+    stored: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    via: str | None = dataclasses.field(default=None, metadata={"static": True})
+    scans: tuple[Position, ...] = dataclasses.field(default=(), metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.value.shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.value.shape)
+
+    @property
+    def quantized(self) -> bool:
+        return isinstance(self.value, QArray)
+
+    def view(self, value: Any, axes: tuple[tuple[int, ...], ...]) -> "Weight":
+        """The same parameter, seen differently."""
+        return dataclasses.replace(self, value=value, axes=axes)
+
+
+def whole(value: Any, path: str) -> Weight:
+    """The parameter at `path` as it is stored."""
+    shape = tuple(value.shape)
+    return Weight(value=value, path=path, stored=shape, axes=tuple((i,) for i in range(len(shape))))
+
+
+def is_weight(x: Any) -> bool:
+    """Whether `x` is a `Weight`; for `is_leaf=`."""
+    return isinstance(x, Weight)
+
+
+STACK, BATCH, CONTRACTED, KEPT = "stack", "batch", "contracted", "kept"
+
+
+def roles(weight: Weight, contracted: Any, batch: Any) -> tuple[str, ...] | str:
+    """The role of each stored axis of a weight that an op reads.
+
+    `contracted` and `batch` are present axes. A string says why no roles can be given.
+    """
+    result: dict[int, str] = {}
+    for axis, stored_axes in enumerate(weight.axes):
+        role = CONTRACTED if axis in contracted else BATCH if axis in batch else KEPT
+        for stored in stored_axes:
+            if result.setdefault(stored, role) != role:
+                return f"axis {stored} of the parameter is split into {result[stored]} and {role}"
+    return tuple(result.get(axis, STACK) for axis in range(len(weight.stored)))

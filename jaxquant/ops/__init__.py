@@ -1,0 +1,12 @@
+"""Computing with QArrays. One folder an op; in each, `_reference` is the definition."""
+
+from ._activations import quantize_activation as quantize_activation
+from ._dispatch import Refusal as Refusal
+from .dot import (
+    BACKENDS as BACKENDS,
+    choose_backend as choose_backend,
+    dot as dot,
+    dot_general as dot_general,
+)
+from .einsum import einsum as einsum
+from .take import gather as gather, take as take

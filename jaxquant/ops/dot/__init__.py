@@ -1,0 +1,8 @@
+"""`dot_general` where either side, or both, may be a QArray."""
+
+from ._api import (
+    BACKENDS as BACKENDS,
+    choose_backend as choose_backend,
+    dot as dot,
+    dot_general as dot_general,
+)

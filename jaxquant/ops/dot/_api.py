@@ -1,0 +1,81 @@
+"""The quantized dot: what may be called, and which backend answers."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ...qarray import check_qarray, QArray
+from .._dispatch import first_willing
+from . import _reference, _xla, _xla_cpu
+from ._call import DimensionNumbers, DotCall, Operand
+
+# In order of preference; the reference answers only to its name or when all others refuse.
+BACKENDS = {"xla_cpu": _xla_cpu, "xla": _xla, "reference": _reference}
+
+
+def dot_general(
+    lhs: Operand,
+    rhs: Operand,
+    dimension_numbers: DimensionNumbers,
+    *,
+    precision: Any = None,
+    out_dtype: Any = None,
+    backend: str | None = None,
+) -> Float[Array, "..."]:
+    """`jax.lax.dot_general` with a QArray on either side, or both.
+
+    `dimension_numbers` count logical axes. Sums are int32 where both sides hold integers, else
+    float32; the result has `out_dtype`, by default the wider of the dtypes that the operands stand
+    for. `backend` forces one of `BACKENDS`; `None` takes the first that does not refuse.
+
+    **Raises:** `Refusal` (a `NotImplementedError`) with the reason if the named backend cannot;
+    `ValueError` or `TypeError` for operands that are not what they say.
+    """
+    call = make_call(lhs, rhs, dimension_numbers, precision=precision, out_dtype=out_dtype)
+    name, _ = first_willing("dot", BACKENDS, lambda b: b.refuses(call), backend)
+    return BACKENDS[name].run(call)
+
+
+def make_call(
+    lhs: Operand,
+    rhs: Operand,
+    dimension_numbers: DimensionNumbers,
+    *,
+    precision: Any = None,
+    out_dtype: Any = None,
+) -> DotCall:
+    """Checks the operands and fills in what was left out."""
+    for operand in (lhs, rhs):
+        if isinstance(operand, QArray):
+            check_qarray(operand)
+    contracted, batch = (tuple(map(tuple, pair)) for pair in dimension_numbers)
+    for left, right in zip(contracted[0] + batch[0], contracted[1] + batch[1], strict=True):
+        if lhs.shape[left] != rhs.shape[right]:
+            raise ValueError(
+                f"Axis {left} of the left side has {lhs.shape[left]} elements and axis {right} of "
+                f"the right side {rhs.shape[right]}; they are summed or batched together and must "
+                f"agree. Shapes: {tuple(lhs.shape)} and {tuple(rhs.shape)}."
+            )
+    return DotCall(
+        lhs=lhs,
+        rhs=rhs,
+        contracted=contracted,
+        batch=batch,
+        precision=precision,
+        out_dtype=np.dtype(out_dtype or jnp.promote_types(lhs.dtype, rhs.dtype)),
+        platform=jax.default_backend(),
+    )
+
+
+def choose_backend(call: DotCall, named: str | None = None) -> tuple[str, dict[str, str]]:
+    """The backend that `dot_general` would run for `call`, and why those before it refused."""
+    return first_willing("dot", BACKENDS, lambda b: b.refuses(call), named)
+
+
+def dot(x: Operand, w: Operand, *, backend: str | None = None) -> Float[Array, "..."]:
+    """`x @ w` over the last axis of `x` and the first of `w`."""
+    numbers = (((len(x.shape) - 1,), (0,)), ((), ()))
+    return dot_general(x, w, numbers, backend=backend)

@@ -1,0 +1,54 @@
+"""One call of `dot_general`, as every backend receives it."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array
+
+from ...qarray import QArray
+
+Operand = Array | QArray
+DimensionNumbers = tuple[
+    tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class DotCall:
+    """Operands, dimension numbers (over logical axes), precision, and the dtype of the result."""
+
+    lhs: Any
+    rhs: Any
+    contracted: tuple[tuple[int, ...], tuple[int, ...]]
+    batch: tuple[tuple[int, ...], tuple[int, ...]]
+    precision: Any
+    out_dtype: np.dtype
+    platform: str
+
+    @property
+    def dimension_numbers(self) -> DimensionNumbers:
+        return self.contracted, self.batch
+
+    def free(self, side: int) -> tuple[int, ...]:
+        """Axes of operand `side` that are neither contracted nor batch, in logical order."""
+        operand = (self.lhs, self.rhs)[side]
+        taken = self.contracted[side] + self.batch[side]
+        return tuple(a for a in range(len(operand.shape)) if a not in taken)
+
+    def rows(self, side: int) -> int:
+        """How many independent vectors operand `side` brings to each batch entry."""
+        operand = (self.lhs, self.rhs)[side]
+        return math.prod(operand.shape[a] for a in self.free(side))
+
+    @property
+    def flipped(self) -> "DotCall":
+        """The same product with the sides exchanged; the result's free axes swap places."""
+        return dataclasses.replace(
+            self,
+            lhs=self.rhs,
+            rhs=self.lhs,
+            contracted=self.contracted[::-1],
+            batch=self.batch[::-1],
+        )

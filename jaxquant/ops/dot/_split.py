@@ -1,0 +1,142 @@
+"""Scales moved past the sum.
+
+A contracted axis whose tiles are `t` wide is split in place into (groups, t). Within a group both
+scales are constant, so `sum_k (a_k s_a) (b_k s_b) = s_a s_b sum_k a_k b_k`: the codes are summed
+first, in integers where both are integers, and scaled once a group.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from ...qarray import QArray, retile
+from ...qarray._layout import inverse
+from ...qarray._qarray import spread, stored_codes
+from ._call import DotCall
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """One operand with its contracted axes split into groups.
+
+    `factors` are its values in stored order, each contracted axis replaced by (groups, tile).
+    `axes[a]` is where logical axis `a` went (for a contracted axis: its group axis; the tile axis
+    follows it). `scale` has the axes of `factors` with tile axes dropped, or is `None`.
+    """
+
+    factors: Array
+    axes: tuple[int, ...]
+    scale: Array | None
+    scale_axes: tuple[int, ...]
+
+
+def contracted_tiles(call: DotCall) -> tuple[int, ...]:
+    """For each contracted pair of axes, the widest tile within which both scales are constant."""
+    tiles = []
+    for left, right in zip(*call.contracted, strict=True):
+        tile = call.lhs.shape[left]
+        for operand, axis in ((call.lhs, left), (call.rhs, right)):
+            if isinstance(operand, QArray):
+                tile = math.gcd(tile, operand.tile[axis])
+        tiles.append(tile)
+    return tuple(tiles)
+
+
+def split(operand: Any, contracted: tuple[int, ...], tiles: tuple[int, ...], dtype: Any) -> Split:
+    """Codes of `operand` as `dtype` with zero points taken off, and its scales, ready to sum."""
+    quantized = isinstance(operand, QArray)
+    if quantized:
+        for axis, tile in zip(contracted, tiles, strict=True):
+            operand = retile(operand, axis, tile)
+        logical = operand.layout.permutation(operand.ndim)
+        values = stored_codes(operand, dtype)
+        if operand.zero_point is not None:
+            zero = operand.zero_point.astype(dtype)
+            values = values - spread(zero, operand.stored_tile)
+    else:
+        logical = tuple(range(operand.ndim))
+        values = operand.astype(dtype)
+    shape: list[int] = []
+    position: dict[int, int] = {}
+    for n, axis in zip(values.shape, logical, strict=True):
+        position[axis] = len(shape)
+        if axis in contracted:
+            tile = tiles[contracted.index(axis)]
+            shape += [n // tile, tile]
+        else:
+            shape.append(n)
+    axes = tuple(position[a] for a in range(len(logical)))
+    if not quantized:
+        return Split(factors=values.reshape(shape), axes=axes, scale=None, scale_axes=())
+    # Scales of kept axes may tile them too (per tensor: one in all; blocks: several).
+    tile = tuple(
+        1 if a in contracted or n == 1 else t
+        for a, n, t in zip(logical, operand.scale.shape, operand.stored_tile, strict=True)
+    )
+    scale = spread(operand.scale.astype(jnp.float32), tile)
+    return Split(factors=values.reshape(shape), axes=axes, scale=scale, scale_axes=inverse(logical))
+
+
+def scaled_sums(call: DotCall, dtypes: tuple[Any, Any], sum_dtype: Any) -> Array:
+    """The product of `call`: sums of codes in `sum_dtype`, scaled once a group in float32."""
+    tiles = contracted_tiles(call)
+    sides = tuple(
+        split(operand, axes, tiles, dtype)
+        for operand, axes, dtype in zip((call.lhs, call.rhs), call.contracted, dtypes, strict=True)
+    )
+    sums = group_sums(call, sides, sum_dtype)
+    groups = len(tiles)
+    batch = len(call.batch[0])
+    scaled = sums.astype(jnp.float32)
+    for side in (0, 1):
+        scale = broadcast_scale(call, sides[side], side)
+        if scale is not None:
+            scaled = scaled * scale
+    y = scaled.sum(axis=tuple(range(batch, batch + groups)))
+    return y.astype(call.out_dtype)
+
+
+def group_sums(call: DotCall, sides: tuple[Split, Split], sum_dtype: Any) -> Array:
+    """Sums of products of codes: axes are batch, groups, free of lhs, free of rhs (all logical)."""
+    contracted = tuple(
+        tuple(side.axes[a] + 1 for a in axes)
+        for side, axes in zip(sides, call.contracted, strict=True)
+    )
+    batch = tuple(
+        tuple(side.axes[a] for a in batch_axes + axes)
+        for side, batch_axes, axes in zip(sides, call.batch, call.contracted, strict=True)
+    )
+    sums = lax.dot_general(
+        sides[0].factors,
+        sides[1].factors,
+        (contracted, batch),
+        precision=call.precision,
+        preferred_element_type=sum_dtype,
+    )
+    # dot_general keeps free axes in stored order; ours are wanted in logical order.
+    lead = len(batch[0])
+    order = list(range(lead))
+    at = lead
+    for side in (0, 1):
+        free = call.free(side)
+        stored = sorted(free, key=lambda a: sides[side].axes[a])
+        order += [at + stored.index(a) for a in free]
+        at += len(free)
+    return sums if order == list(range(len(order))) else sums.transpose(order)
+
+
+def broadcast_scale(call: DotCall, side: Split, which: int) -> Array | None:
+    """Scales of one side, shaped to multiply `group_sums`."""
+    if side.scale is None:
+        return None
+    free = call.free(which)
+    wanted = call.batch[which] + call.contracted[which] + free
+    scale = side.scale.transpose([side.scale_axes[a] for a in wanted])
+    lead = len(wanted) - len(free)
+    other = (1,) * len(call.free(1 - which))
+    before, after = (other, ()) if which == 1 else ((), other)
+    return scale.reshape(*scale.shape[:lead], *before, *scale.shape[lead:], *after)

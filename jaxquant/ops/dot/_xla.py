@@ -1,0 +1,77 @@
+"""The dot as XLA runs it best anywhere: integer and fp8 products with scales after the sum.
+
+Three forms, chosen by what the operands hold, never by what fails:
+- *integer*: both sides hold integers. `int8 x int8 -> int32`, exact; scaled in float32.
+- *fp8*: both sides hold 8-bit floats. `fp8 x fp8 -> float32`; scaled in float32.
+- *weight-only*: one side is an ordinary array. With wide tiles the codes are multiplied as they
+  are and each group's sum is scaled; with narrow tiles the weight is dequantized first, since
+  partial sums would outweigh it.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from ...qarray import dequantize, QArray
+from ._call import DotCall
+from ._split import contracted_tiles, scaled_sums
+
+# The narrowest group whose partial sums are worth keeping apart: with narrower ones the partial
+# sums of a 128-wide matrix unit's pass are as large as the weights themselves.
+NARROWEST_GROUP = 128
+
+
+def refuses(call: DotCall) -> str | None:
+    """Why not, or `None`."""
+    operands = [x for x in (call.lhs, call.rhs) if isinstance(x, QArray)]
+    if len(operands) == 2:
+        integer = [x.scheme.values.integer for x in operands]
+        if integer[0] != integer[1]:
+            return (
+                f"it multiplies integers with integers and floats with floats, not "
+                f"{operands[0].scheme.values} with {operands[1].scheme.values}"
+            )
+    for x in operands:
+        if len(operands) == 2 and x.zero_point is not None and x.scheme.values.bits > 4:
+            return (
+                f"{x.scheme.values} less its zero point does not fit int8, which the integer "
+                "product multiplies"
+            )
+    return None
+
+
+def run(call: DotCall) -> Float[Array, "..."]:
+    """The product, by the form that the operands' formats name."""
+    left, right = isinstance(call.lhs, QArray), isinstance(call.rhs, QArray)
+    if left and right:
+        if call.lhs.scheme.values.integer:
+            return scaled_sums(call, (jnp.int8, jnp.int8), jnp.int32)
+        storage = (call.lhs.scheme.values.storage, call.rhs.scheme.values.storage)
+        return scaled_sums(call, storage, jnp.float32)
+    return weight_only(call)
+
+
+def weight_only(call: DotCall) -> Float[Array, "..."]:
+    """One side holds codes; the other sets the dtype that the product is computed in."""
+    plain = call.rhs if isinstance(call.lhs, QArray) else call.lhs
+    tiles = contracted_tiles(call)
+    sizes = [call.lhs.shape[a] for a in call.contracted[0]]
+    wide = all(t == n or t >= NARROWEST_GROUP for t, n in zip(tiles, sizes, strict=True))
+    if wide:
+        return scaled_sums(call, (plain.dtype, plain.dtype), jnp.float32)
+    return dequantized(call, plain.dtype)
+
+
+def dequantized(call: DotCall, dtype: Any) -> Float[Array, "..."]:
+    """Dequantizes first, into `dtype`, and multiplies as the float model would."""
+    lhs, rhs = (dequantize(x, dtype) if isinstance(x, QArray) else x for x in (call.lhs, call.rhs))
+    y = lax.dot_general(
+        lhs,
+        rhs,
+        call.dimension_numbers,
+        precision=call.precision,
+        preferred_element_type=jnp.float32,
+    )
+    return y.astype(call.out_dtype)

@@ -1,0 +1,73 @@
+"""How a QArray is spread over devices.
+
+Codes follow the weight. Scales and zero points follow on each axis where tile boundaries fall on
+shard boundaries; on other axes they are replicated.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ._qarray import QArray
+
+
+def shards_of(entry: Any, mesh: Mesh) -> int:
+    """Into how many shards one entry of a `PartitionSpec` cuts an axis."""
+    if entry is None or entry is PartitionSpec.UNCONSTRAINED:
+        return 1
+    names = entry if isinstance(entry, tuple) else (entry,)
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def leaf_specs(q: QArray, spec: PartitionSpec, mesh: Mesh) -> QArray:
+    """The `PartitionSpec` of each leaf of `q`, for a weight placed by `spec` (logical axes).
+
+    **Raises:** `ValueError` where a packed byte would straddle two shards.
+    """
+    entries = tuple(spec) + (None,) * (q.ndim - len(tuple(spec)))
+    stored = tuple(entries[a] for a in q.layout.permutation(q.ndim))
+    if q.layout.packed is not None:
+        shards = shards_of(stored[-1], mesh)
+        if q.stored_shape[-1] % (shards * q.layout.packed):
+            raise ValueError(
+                f"{shards} shards of an axis of {q.stored_shape[-1]} codes would cut packed blocks "
+                f"of {q.layout.packed}. Shard it less, or keep it unpacked."
+            )
+    follows = tuple(
+        entry if n % shards_of(entry, mesh) == 0 else None
+        for entry, n in zip(stored, q.scale.shape, strict=True)
+    )
+    scale = PartitionSpec(*follows)
+    zero = None if q.zero_point is None else scale
+    return dataclasses.replace(q, codes=PartitionSpec(*stored), scale=scale, zero_point=zero)
+
+
+def replicated_axes(q: QArray, spec: PartitionSpec, mesh: Mesh) -> tuple[int, ...]:
+    """Logical axes that `spec` shards but on which the scales of `q` must be replicated."""
+    specs = leaf_specs(q, spec, mesh)
+    permutation = q.layout.permutation(q.ndim)
+    pairs = zip(permutation, specs.codes, specs.scale, strict=True)
+    return tuple(sorted(a for a, codes, scale in pairs if codes != scale))
+
+
+def shardings_like(q: QArray, sharding: NamedSharding) -> QArray:
+    """The sharding of each leaf of `q`, for a weight placed by `sharding`."""
+    specs = leaf_specs(q, sharding.spec, sharding.mesh)
+    return jax.tree.map(
+        lambda spec: NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind),
+        specs,
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )
+
+
+def place(q: QArray, sharding: NamedSharding) -> QArray:
+    """Moves the leaves of `q` to where `sharding` would put the weight."""
+    return jax.tree.map(jax.device_put, q, shardings_like(q, sharding))
+
+
+def constrain(q: QArray, sharding: NamedSharding) -> QArray:
+    """`with_sharding_constraint` for a QArray inside `jit`."""
+    return jax.tree.map(jax.lax.with_sharding_constraint, q, shardings_like(q, sharding))
