@@ -10,6 +10,7 @@ from .intercept import (
     Plan as Plan,
     plan as plan,
     PlanError as PlanError,
+    prepare as prepare,
     Recipe as Recipe,
     Rule as Rule,
     wrap as wrap,

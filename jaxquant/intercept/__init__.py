@@ -5,6 +5,7 @@ from ._linen import interceptor as interceptor, LinenModel as LinenModel
 from ._nnx import NNXModel as NNXModel
 from ._observers import Gram as Gram, Moments as Moments, Peak as Peak
 from ._plan import LeafPlan as LeafPlan, Plan as Plan, PlanError as PlanError, SitePlan as SitePlan
+from ._prepare import prepare as prepare
 from ._rules import Recipe as Recipe, Rule as Rule
 from ._variables import (
     leaf_paths as leaf_paths,

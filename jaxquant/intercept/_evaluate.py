@@ -7,7 +7,7 @@ JAX's documented way of writing interpreters ("Writing custom Jaxpr interpreters
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ class Use:
     position: Position
 
 
+@runtime_checkable
 class Mode(Protocol):
     """What is done at a site."""
 
@@ -203,6 +204,12 @@ class Evaluator:
             else out
             for out in outs
         ]
+
+    def array(self, value: Any, eqn: Any) -> Any:
+        """A result that leaves the body of `eqn`, where only arrays can go."""
+        if not is_weight(value):
+            return value
+        return self.mode.leave(value, eqn, f"{eqn.primitive.name} returns it")
 
     def site(self, eqn: Any, operands: list[Any], position: Position) -> Any:
         """An equation that multiplies with, or looks up in, a weight."""

@@ -15,7 +15,7 @@ from ..qarray import relayout, retile
 from ..qarray._layout import Layout
 from ..qarray._qarray import QArray
 from ._custom_rules import custom_jvp_rule, custom_vjp_rule
-from ._evaluate import Evaluator, plain
+from ._evaluate import Evaluator
 from ._shard_map import shard_map_rule
 from ._weight import is_weight, Position
 
@@ -103,8 +103,8 @@ def _scan(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> l
         handed = [_sliced(x, whole, position) for x, whole in zip(slices, xs, strict=True)]
         full = _interleave(fixed, carry, num_carry)
         outs, stats = _scoped(ev, jaxpr, [*consts, *full, *handed], position)
-        news = [plain(out) for i, out in enumerate(outs[:num_carry]) if i not in fixed]
-        return news, [plain(y) for y in outs[num_carry:]], stats
+        news = [ev.array(out, eqn) for i, out in enumerate(outs[:num_carry]) if i not in fixed]
+        return news, [ev.array(y, eqn) for y in outs[num_carry:]], stats
 
     shapes = {}
     if ev.mode.collects:
@@ -151,7 +151,7 @@ def _stack_first(x: Any) -> Any:
     if permutation[0] != 0:
         rest = tuple(a - q.ndim for a in permutation if a != 0)
         packed = q.layout.packed if permutation[-1] != 0 else None
-        q = relayout(q, Layout(order=rest, packed=packed))
+        q = relayout(q, Layout(order=rest, packed=packed, wide=q.layout.wide))
     return x.view(q, x.axes)
 
 
@@ -188,25 +188,34 @@ def _while(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> 
     fixed = _invariant(init, opened.invars[n_body:], opened.outvars)
     moving = [_leave_carry(ev, eqn, v) for i, v in enumerate(init) if i not in fixed]
 
+    def holds(carry: Sequence[Any]) -> Any:
+        full = _interleave(fixed, carry, len(init))
+        outs, stats = _scoped(ev, cond_jaxpr, [*cond_consts, *full], (*position, "cond"))
+        return outs[0], stats
+
     def run(carry: Sequence[Any]) -> Any:
         full = _interleave(fixed, carry, len(init))
         outs, stats = _scoped(ev, body_jaxpr, [*body_consts, *full], (*position, "body"))
-        return [plain(out) for i, out in enumerate(outs) if i not in fixed], stats
+        news = [ev.array(out, eqn) for i, out in enumerate(outs) if i not in fixed]
+        return news, stats
 
-    shapes = jax.eval_shape(run, moving)[1] if ev.mode.collects else {}
-    totals = {site: ev.mode.empty(site, shape) for site, shape in shapes.items()}
+    if not ev.mode.collects:
+        final = lax.while_loop(lambda carry: holds(carry)[0], lambda c: run(c)[0], moving)
+        return _interleave(fixed, final, len(init))
 
-    def more(state: Any) -> Any:
-        full = _interleave(fixed, state[0], len(init))
-        outs, _ = _scoped(ev, cond_jaxpr, [*cond_consts, *full], (*position, "cond"))
-        return outs[0]
-
+    # A condition cannot return statistics, so it is evaluated in the body, for the next step.
     def step(state: Any) -> Any:
-        carry, total = state
+        carry, _, total = state
         news, stats = run(carry)
-        return news, {site: ev.mode.merge(site, total[site], stats[site]) for site in total}
+        more, asked = holds(news)
+        for found in (stats, asked):
+            total = {**total, **{s: ev.mode.merge(s, total[s], v) for s, v in found.items()}}
+        return news, more, total
 
-    final, totals = lax.while_loop(more, step, (moving, totals))
+    more, asked = holds(moving)
+    shapes = jax.eval_shape(run, moving)[1]
+    totals = {site: ev.mode.empty(site, shape) for site, shape in shapes.items()}
+    final, _, totals = lax.while_loop(lambda s: s[1], step, (moving, more, {**totals, **asked}))
     ev.add(totals)
     return _interleave(fixed, final, len(init))
 
@@ -218,7 +227,7 @@ def _cond(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> l
     def branch(i: int) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
             outs, stats = _scoped(ev, branches[i], args, (*position, i))
-            return [plain(out) for out in outs], stats
+            return [ev.array(out, eqn) for out in outs], stats
 
         return run
 
@@ -234,7 +243,15 @@ def _cond(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> l
 
         return run
 
-    outs, stats = lax.switch(index, [full(i) for i in range(len(branches))], *args)
+    functions = [full(i) for i in range(len(branches))]
+    platforms = eqn.params.get("branches_platforms")
+    if platforms is None:
+        outs, stats = lax.switch(index, functions, *args)
+    else:
+        # Each branch is lowered for its own platforms only.
+        named = {p: f for f, group in zip(functions, platforms, strict=True) for p in group or ()}
+        default = next((f for f, p in zip(functions, platforms, strict=True) if p is None), None)
+        outs, stats = lax.platform_dependent(*args, default=default, **named)
     ev.add(stats)
     return outs
 

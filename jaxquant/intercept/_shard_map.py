@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 from ..qarray import leaf_specs, retile
 from ..qarray._sharding import shards_of
-from ._evaluate import Evaluator, plain
+from ._evaluate import Evaluator
 from ._weight import is_weight, Position
 
 
@@ -34,7 +34,7 @@ def shard_map_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Posit
 
     def body(*args: Any) -> Any:
         with ev.collecting() as stats:
-            outs = [plain(out) for out in ev.closed(params["jaxpr"], args, position)]
+            outs = [ev.array(out, eqn) for out in ev.closed(params["jaxpr"], args, position)]
         # Statistics are of all devices' data: replicated ones would be counted once a device.
         return outs, {site: ev.mode.reduce(site, value) for site, value in stats.items()}
 

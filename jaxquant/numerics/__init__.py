@@ -18,5 +18,6 @@ from ._range import (
     AbsMax as AbsMax,
     Convention as Convention,
     MinMax as MinMax,
+    peak as peak,
     Range as Range,
 )

@@ -1,6 +1,7 @@
 """Codes from reals and back: round to nearest, ties to even, never past the ends of a format."""
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
 from ._format import Format
@@ -21,6 +22,6 @@ def encode(x: Float[Array, "*dims"], format: Format) -> Shaped[Array, "*dims"]:
     return x.astype(format.storage)
 
 
-def decode(codes: Shaped[Array, "*dims"], dtype: jnp.dtype) -> Float[Array, "*dims"]:
+def decode(codes: Shaped[Array, "*dims"], dtype: DTypeLike) -> Float[Array, "*dims"]:
     """The values that `codes` stand for, before any scale. Exact whenever `dtype` can hold them."""
     return codes.astype(dtype)

@@ -9,6 +9,7 @@ a shuffle. `block` is how many codes one such pair of halves spans.
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Shaped, UInt8
 
 
@@ -27,7 +28,7 @@ def pack(codes: Shaped[Array, "*stack n"], block: int) -> UInt8[Array, "*stack h
 
 
 def unpack(
-    packed: UInt8[Array, "*stack half"], block: int, dtype: np.dtype | None = None
+    packed: UInt8[Array, "*stack half"], block: int, dtype: DTypeLike | None = None
 ) -> Shaped[Array, "*stack n"]:
     """Undoes `pack`: signed codes, as `dtype` (by default `int4`)."""
     check_block(2 * packed.shape[-1], block)

@@ -4,6 +4,7 @@ import dataclasses
 import enum
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from ._format import Format
@@ -44,35 +45,57 @@ class MinMax:
 Range = AbsMax | MinMax
 
 
+def peak(x: Float[Array, "..."], axis: int | tuple[int, ...]) -> Float[Array, "..."]:
+    """The largest magnitude along `axis`, which is kept with length 1; NaN where there is one.
+
+    XLA's CPU compiler may hand a maximum of floats to a library that drops NaN, and a row with NaN
+    would come out of a quantized product finite. Magnitudes are ordered as their bits are, NaN
+    above infinity, so the maximum is taken over those.
+    """
+    bits = lax.bitcast_convert_type(jnp.abs(x.astype(jnp.float32)), jnp.int32)
+    return lax.bitcast_convert_type(bits.max(axis=axis, keepdims=True), jnp.float32)
+
+
 def symmetric_scale(
-    low: Float[Array, "*tiles"], high: Float[Array, "*tiles"], rule: AbsMax, format: Format
-) -> Float[Array, "*tiles"]:
-    """The scale of each tile whose values span `[low, high]`; 1 for tiles of zeros."""
-    peak = jnp.maximum(jnp.abs(low), jnp.abs(high))
+    x: Float[Array, "..."], axis: tuple[int, ...], rule: AbsMax, format: Format
+) -> Float[Array, "..."]:
+    """The scale of each tile, which lies along `axis` of `x`: 1 for zeros, NaN where there is one."""
+    highest = peak(x, axis)
     match rule.convention:
         case Convention.HIGHEST:
-            scale = peak / jnp.asarray(format.highest, peak.dtype)
+            scale = _over(highest, format.highest)
         case Convention.MIDDLE:
-            scale = peak / jnp.asarray((format.highest - format.lowest) / 2, peak.dtype)
+            scale = _over(highest, (format.highest - format.lowest) / 2)
         case Convention.LOWEST:
-            scale = peak / jnp.asarray(-format.lowest, peak.dtype)
+            scale = _over(highest, -format.lowest)
         case Convention.SIGNED:
-            signed = jnp.where(jnp.abs(low) >= jnp.abs(high), low, high)
-            scale = signed / jnp.asarray(format.lowest, peak.dtype)
-    return jnp.where(peak == 0, 1.0, scale)
+            low, high = (f(x, axis=axis, keepdims=True) for f in (jnp.min, jnp.max))
+            signed = jnp.where(jnp.abs(low) >= jnp.abs(high), -highest, highest)
+            scale = _over(signed, format.lowest)
+    return jnp.where(highest == 0, 1.0, scale)
 
 
 def asymmetric_scale(
-    low: Float[Array, "*tiles"], high: Float[Array, "*tiles"], format: Format
-) -> Float[Array, "*tiles"]:
-    """The gap between neighbouring codes that cover `[low, high]` and 0; 1 for tiles of zeros."""
-    low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
-    scale = (high - low) / jnp.asarray(format.highest - format.lowest, low.dtype)
-    return jnp.where(high == low, 1.0, scale)
+    x: Float[Array, "..."], axis: tuple[int, ...], format: Format
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """The gap between codes that cover a tile and 0, and the tile's least value, or 0 if that is less.
+
+    The gap is 1 for tiles of zeros, and NaN where there is one.
+    """
+    low = jnp.minimum(x.min(axis=axis, keepdims=True), 0)
+    high = jnp.maximum(x.max(axis=axis, keepdims=True), 0)
+    scale = _over(high - low, format.highest - format.lowest)
+    scale = jnp.where(high == low, 1.0, scale)
+    return jnp.where(jnp.isnan(peak(x, axis)), jnp.nan, scale), low
+
+
+def _over(x: Float[Array, "..."], divisor: float) -> Float[Array, "..."]:
+    """`x / divisor` as a product: XLA makes it one or not, depending on what stands around it."""
+    return x * jnp.asarray(1 / divisor, x.dtype)
 
 
 def zero_point(
-    low: Float[Array, "*tiles"], scale: Float[Array, "*tiles"], format: Format
-) -> Float[Array, "*tiles"]:
-    """The code, still as a real, that stands for 0 in a tile that starts at `min(low, 0)`."""
-    return format.lowest - jnp.minimum(low, 0) / scale
+    low: Float[Array, "..."], scale: Float[Array, "..."], format: Format
+) -> Float[Array, "..."]:
+    """The code, still as a real, that stands for 0 in a tile whose range starts at `low`."""
+    return format.lowest - low / scale

@@ -10,11 +10,17 @@ class Layout:
     `order[i]` is the logical axis, counted from the end, that lies `i`-th among the last
     `len(order)` stored axes; axes before them lie in their logical order. `None`: all do.
     `packed` is the number of codes in one block of `numerics.pack` along the last stored axis;
-    `None`: one code an element.
+    `None`: one code an element. `wide` holds sub-byte integers one a byte, as `int8`: a CPU spends
+    that byte on an `int4` too, and converts from `int8` several times faster.
     """
 
     order: tuple[int, ...] | None = None
     packed: int | None = None
+    wide: bool = False
+
+    def __post_init__(self) -> None:
+        if self.wide and self.packed is not None:
+            raise ValueError("A layout is packed (two codes a byte) or wide (one), not both.")
 
     def permutation(self, ndim: int) -> tuple[int, ...]:
         """For each stored axis, the logical axis that it holds."""

@@ -106,12 +106,19 @@ def is_qarray(x: Any) -> bool:
     return isinstance(x, QArray)
 
 
+def storage_of(q: QArray) -> np.dtype:
+    """The dtype that the scheme and the layout of `q` give its codes."""
+    if q.layout.packed is not None:
+        return np.dtype(np.uint8)
+    return np.dtype(np.int8) if q.layout.wide else q.scheme.values.storage
+
+
 def check_qarray(q: QArray) -> None:
     """Checks what ops rely on.
 
     **Raises:** `ValueError` or `TypeError` naming the leaf that does not fit.
     """
-    storage = np.dtype(np.uint8) if q.layout.packed is not None else q.scheme.values.storage
+    storage = storage_of(q)
     if q.codes.dtype != storage:
         raise TypeError(
             f"Codes of {q.scheme.values} are stored as {storage}, but these are {q.codes.dtype}. "

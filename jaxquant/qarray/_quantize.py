@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from ..numerics import AbsMax, encode
@@ -52,22 +53,29 @@ def quantize_tiles(x: Float[Array, "..."], scheme: Scheme, tile: tuple[int, ...]
 
     Arithmetic is in float32; codes are chosen for the scale as it is stored, so that rounding a
     scale to 16 bits costs clipping of at most its own rounding error and nothing else.
+
+    The bits do not depend on how this is compiled: values are multiplied by the reciprocal of
+    their scale (XLA turns some of the divisions by a broadcast into that), and rounded before a
+    zero point is added (a product and a sum may be contracted to one operation).
     """
     values = x.astype(jnp.float32)
     split = [part for n, t in zip(x.shape, tile, strict=True) for part in (n // t, t)]
     within = tuple(range(1, 2 * x.ndim, 2))
     tiles = values.reshape(split)
-    low, high = tiles.min(axis=within), tiles.max(axis=within)
+    counts = tuple(n // t for n, t in zip(x.shape, tile, strict=True))
     if isinstance(scheme.range, AbsMax):
-        scale = stored_scale(symmetric_scale(low, high, scheme.range, scheme.values), scheme)
+        wanted = symmetric_scale(tiles, within, scheme.range, scheme.values)
+        scale = stored_scale(wanted.reshape(counts), scheme)
         zero = None
-        shifted = values / spread(scale.astype(jnp.float32), tile)
+        shifted = values * spread(1.0 / scale.astype(jnp.float32), tile)
     else:
         assert scheme.zero_point is not None
-        scale = stored_scale(asymmetric_scale(low, high, scheme.values), scheme)
+        wanted, low = asymmetric_scale(tiles, within, scheme.values)
+        scale = stored_scale(wanted.reshape(counts), scheme)
         exact = scale.astype(jnp.float32)
-        zero = encode(zero_point(low, exact, scheme.values), scheme.zero_point)
-        shifted = values / spread(exact, tile) + spread(zero.astype(jnp.float32), tile)
+        zero = encode(zero_point(low.reshape(counts), exact, scheme.values), scheme.zero_point)
+        shifted = jnp.round(values * spread(1.0 / exact, tile))
+        shifted = shifted + spread(zero.astype(jnp.float32), tile)
     return QArray(
         codes=encode(shifted, scheme.values),
         scale=scale,
@@ -79,11 +87,13 @@ def quantize_tiles(x: Float[Array, "..."], scheme: Scheme, tile: tuple[int, ...]
 
 
 def stored_scale(scale: Float[Array, "*tiles"], scheme: Scheme) -> Float[Array, "*tiles"]:
-    """Scales as they are stored: finite, and never rounded down to 0."""
-    storage = scheme.scale.storage
-    tiny = jnp.finfo(storage).tiny
-    size = jnp.clip(jnp.abs(scale), tiny.astype(jnp.float32), scheme.scale.highest)
-    return jnp.where(scale < 0, -size, size).astype(storage)
+    """Scales as they are stored: finite, with a finite reciprocal, and never rounded to 0."""
+    info = jnp.finfo(scheme.scale.storage)
+    # 2**126 is the largest float32 whose reciprocal XLA does not flush to 0.
+    size = jnp.clip(jnp.abs(scale), float(info.tiny), min(scheme.scale.highest, 2.0**126))
+    signed = jnp.where(scale < 0, -size, size)
+    # A cast there and back may be compiled away; this rounding may not.
+    return lax.reduce_precision(signed, info.nexp, info.nmant).astype(scheme.scale.storage)
 
 
 def abstract_qarray(

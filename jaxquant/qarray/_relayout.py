@@ -26,6 +26,12 @@ def relayout(q: QArray, layout: Layout) -> QArray:
                 f"Two codes a byte need a 4-bit integer format; this array holds {q.scheme.values}."
             )
         codes = pack(codes, layout.packed)
+    elif layout.wide:
+        if not q.scheme.values.integer:
+            raise ValueError(f"Wide codes are integers; this array holds {q.scheme.values}.")
+        codes = codes.astype(jnp.int8)
+    else:
+        codes = codes.astype(q.scheme.values.storage)
     zero = None if q.zero_point is None else jnp.transpose(q.zero_point, move)
     return dataclasses.replace(
         q, codes=codes, scale=jnp.transpose(q.scale, move), zero_point=zero, layout=layout

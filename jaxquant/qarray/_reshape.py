@@ -87,7 +87,7 @@ def reshape(q: QArray, shape: tuple[int, ...]) -> QArray:
     if shape == q.shape:
         return q
     if q.layout.order is not None or q.layout.packed is not None:
-        q = relayout(q, Layout())
+        q = relayout(q, Layout(wide=q.layout.wide))
     tile = reshaped_tile(q.shape, q.tile, shape)
     scales = tuple(n // t for n, t in zip(shape, tile, strict=True))
     zero = None if q.zero_point is None else q.zero_point.reshape(scales)

@@ -5,4 +5,5 @@ from ._api import (
     choose_backend as choose_backend,
     dot as dot,
     dot_general as dot_general,
+    layout_for as layout_for,
 )

