@@ -23,18 +23,29 @@ def _plain_all(values: Sequence[Any]) -> list[Any]:
     return [plain(v) for v in values]
 
 
+def _arrays(ev: Evaluator, eqn: Any, args: Sequence[Any], position: Position) -> tuple[Any, Any]:
+    """The forward function's results and statistics."""
+    with ev.collecting() as stats:
+        outs = ev.closed(eqn.params["call_jaxpr"], args, position)
+    return [ev.array(out, eqn) for out in outs], stats
+
+
 def custom_jvp_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
     """`custom_jvp` around a forward function that reads weights."""
     params = eqn.params
+    if all(map(is_weight, operands)):
+        # A function of codes alone is never differentiated.
+        return ev.closed(params["call_jaxpr"], operands, position)
 
     @jax.custom_jvp
     def function(*args: Any) -> Any:
-        with ev.collecting() as stats:
-            outs = _plain_all(ev.closed(params["call_jaxpr"], args, position))
-        return outs, stats
+        return _arrays(ev, eqn, args, position)
 
     def rule(primals: Any, tangents: Any) -> Any:
-        moving = [not is_weight(p) for p in primals]
+        moving = [
+            not is_weight(p) and t.dtype != jax.dtypes.float0
+            for p, t in zip(primals, tangents, strict=True)
+        ]
         zeros = [not m for m in moving]
         jaxpr, consts, out_zeros = params["jvp_jaxpr_fun"].call_wrapped(*zeros)
         given = [t for t, m in zip(tangents, moving, strict=True) if m]
@@ -63,12 +74,12 @@ def _zero_tangent(value: Any) -> Any:
 def custom_vjp_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
     """`custom_vjp` around a forward function that reads weights."""
     params = eqn.params
+    if all(map(is_weight, operands)):
+        return ev.closed(params["call_jaxpr"], operands, position)
 
     @jax.custom_vjp
     def function(*args: Any) -> Any:
-        with ev.collecting() as stats:
-            outs = _plain_all(ev.closed(params["call_jaxpr"], args, position))
-        return outs, stats
+        return _arrays(ev, eqn, args, position)
 
     def forward(*args: Any) -> Any:
         nonzero = [not is_weight(a) for a in args]

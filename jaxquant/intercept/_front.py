@@ -7,7 +7,7 @@ import jax
 from flax import linen as nn, nnx
 
 from ._evaluate import Evaluator
-from ._linen import LinenModel
+from ._linen import linen_function, LinenModel
 from ._modes import ListSites, Observe
 from ._nnx import nnx_function, NNXModel
 from ._observers import Moments, Observer, Peak
@@ -41,7 +41,7 @@ def plan(model: Any, variables: Any, *args: Any, recipe: Recipe, **kwargs: Any) 
 
 def _function(model: Any) -> Any:
     if isinstance(model, nn.Module):
-        return model.apply
+        return linen_function(model)
     if isinstance(model, nnx.Module):
         return nnx_function(model)
     raise TypeError(

@@ -14,8 +14,28 @@ from ..qarray import is_qarray, QArray
 from ._evaluate import Evaluator, shape_of
 from ._modes import Infer
 from ._plan import Plan, PlanError
-from ._trace import run
+from ._trace import put_back, run, set_aside
 from ._variables import COLLECTION, leaf_paths, unstamped
+
+
+def linen_function(model: nn.Module) -> Callable[..., Any]:
+    """`model.apply`, with collections that it hands back as they were set aside."""
+
+    def function(
+        variables: Any,
+        *args: Any,
+        mutable: Any = False,
+        capture_intermediates: Any = False,
+        **kwargs: Any,
+    ) -> Any:
+        out = model.apply(
+            variables, *args, mutable=mutable, capture_intermediates=capture_intermediates, **kwargs
+        )
+        if mutable is False and not capture_intermediates:
+            return out
+        return out[0], set_aside(variables, out[1])
+
+    return function
 
 
 class LinenModel:
@@ -34,7 +54,9 @@ class LinenModel:
         variables = checked(qvariables, self.plan)
         evaluator = Evaluator(Infer(self.plan, backend=self.backend))
         paths = leaf_paths(variables)
-        return run(self.model.apply, variables, paths, args, kwargs, evaluator, is_codes)
+        function = linen_function(self.model)
+        out = run(function, variables, paths, args, kwargs, evaluator, is_codes)
+        return put_back(variables, out)
 
     def __repr__(self) -> str:
         return f"LinenModel({type(self.model).__name__}, plan {self.plan.fingerprint})"
@@ -164,7 +186,7 @@ def _take_over(
         copy = module.clone(parent=inner, _deep_clone=True)
         out = getattr(copy, context.method_name)(*args, **kwargs)
         counters.update(inner.rng_counters)
-        return out, inner.mutable_variables()
+        return out, set_aside(variables, inner.mutable_variables())
 
     takeover = _Takeover(ours)
     evaluator = Evaluator(Infer(plan, backend=backend))
@@ -173,6 +195,7 @@ def _take_over(
     takeover.pop()
     try:
         out, written = run(function, variables, paths, args, kwargs, evaluator, is_codes)
+        written = put_back(variables, written)
     finally:
         takeover.push()
         _inside.takeover = None

@@ -52,10 +52,17 @@ class ListSites:
         return ListSites()
 
 
+NO_GRADIENT = (
+    "This recipe quantizes activations ({}), and in mode infer rounding has no useful gradient. "
+    "Differentiate in mode simulate (quantization-aware training), or use a weight-only recipe."
+)
+
+
 class Infer:
     """Mode *infer*: sites compute on codes, activations are rounded where the plan says so.
 
-    In derivative rules (`rounding=False`) activations stay as they are.
+    In derivative rules (`rounding=False`) there is no rounding: a rule under which activations are
+    quantized is refused there.
     """
 
     tracks_constants = False
@@ -66,12 +73,20 @@ class Infer:
         self.backend = backend
         self.rounding = rounding
 
-    def site_plan(self, use: Use) -> SitePlan:
-        """The plan of a site; one that only this call reaches does as its siblings do."""
+    def site_plan(self, use: Use) -> SitePlan | None:
+        """The plan of a site; one that only this call reaches does as its siblings do.
+
+        Derivative rules have no sites of their own: `None` where nothing is known.
+        """
+        siblings = [s for s in self.plan.sites if s.path == use.path and s.op == use.op]
+        if not self.rounding:
+            for site in siblings:
+                if site.activations is not None:
+                    raise TypeError(NO_GRADIENT.format(site.activations))
+            return siblings[0] if siblings else None
         found = self.plan.by_site.get(use.site)
         if found is not None:
             return found
-        siblings = [s for s in self.plan.sites if s.path == use.path and s.op == use.op]
         if siblings and all(s.activations == siblings[0].activations for s in siblings):
             return siblings[0]
         raise PlanError(
@@ -80,9 +95,10 @@ class Infer:
         )
 
     def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
-        plans = {use.side: self.site_plan(use) for use in uses}
+        found = {use.side: self.site_plan(use) for use in uses}
+        plans = {side: plan for side, plan in found.items() if plan and plan.weights}
         computable = [
-            x.value if is_weight(x) and side in plans and plans[side].weights else plain(x)
+            x.value if is_weight(x) and side in plans else plain(x)
             for side, x in enumerate(operands)
         ]
         if not any(isinstance(x, QArray) for x in computable):
@@ -95,7 +111,7 @@ class Infer:
         for side, use_plan in plans.items():
             other = 1 - side
             scheme = use_plan.activations
-            if scheme is None or not self.rounding or isinstance(computable[other], QArray):
+            if scheme is None or isinstance(computable[other], QArray):
                 continue
             computable[other] = quantize_activation(
                 computable[other], scheme, contracted=contracted[other], stack=batch[other]
@@ -116,10 +132,11 @@ class Infer:
         leaf = self.plan.by_path[weight.path]
         if leaf.elsewhere == "dequantize" or not self.rounding:
             return plain(weight)
-        where = source_info_util.summarize(eqn.source_info)
+        where = "" if eqn is None else f", at {source_info_util.summarize(eqn.source_info)}"
         raise PlanError(
-            f"{weight.path} is quantized, but {reason or eqn.primitive.name} reads it as an array, "
-            f"at {where}. Say elsewhere='dequantize' in its rule, or leave it as it is."
+            f"{weight.path} is quantized, but needed as an array{where}: "
+            f"{reason or f'{eqn.primitive.name} reads it'}. "
+            "Say elsewhere='dequantize' in its rule, or leave it as it is."
         )
 
     def merge(self, site: str, a: Any, b: Any) -> Any:

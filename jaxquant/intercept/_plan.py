@@ -138,10 +138,10 @@ def make_plan(
     problems += clashes
     for leaf in leaves:
         if leaf.elsewhere == "error" and others.get(leaf.path):
-            ops = ", ".join(sorted(others[leaf.path]))
+            ops = "; ".join(sorted(others[leaf.path]))
             problems.append(
-                f"{leaf.path} is quantized but also read by {ops}; say elsewhere='dequantize' in "
-                "its rule, or leave it"
+                f"{leaf.path} is quantized, but also needed as an array by: {ops}; "
+                "say elsewhere='dequantize' in its rule, or leave it"
             )
     if problems:
         known = ", ".join(s.site for s in sites[:6]) + (", ..." if len(sites) > 6 else "")

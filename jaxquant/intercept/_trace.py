@@ -1,5 +1,6 @@
 """From a function of variables to its evaluation with QArrays in place of parameters."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,10 +8,32 @@ import jax
 import numpy as np
 
 from ..qarray import is_qarray, QArray
-from ._evaluate import Evaluator, plain, shape_of
-from ._weight import Weight, whole
+from ._evaluate import Evaluator, shape_of
+from ._weight import is_weight, Weight, whole
 
 Named = tuple[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Untouched:
+    """Stands for a variable, by its place among the leaves, that comes back as it went in."""
+
+    place: int
+
+
+def set_aside(before: Any, after: Any) -> Any:
+    """`after` with `Untouched` for leaves that are the very values of `before`.
+
+    So a QArray that nobody wrote to comes back as a QArray, and costs nothing.
+    """
+    places = {id(x): i for i, x in enumerate(jax.tree.leaves(before))}
+    return jax.tree.map(lambda x: Untouched(places[id(x)]) if id(x) in places else x, after)
+
+
+def put_back(before: Any, after: Any) -> Any:
+    """Undoes `set_aside`, with the values of `before`, in which a QArray is one leaf."""
+    leaves = jax.tree.leaves(before, is_leaf=is_qarray)
+    return jax.tree.map(lambda x: leaves[x.place] if isinstance(x, Untouched) else x, after)
 
 
 class Static:
@@ -65,7 +88,11 @@ def run(
         whole(x, path) if path is not None and tracked(path, x) else x
         for path, x in zip(paths, leaves, strict=True)
     ]
-    outs = iter(map(plain, evaluator.closed(closed, [*_arrays(values), *moved], ())))
+    results = evaluator.closed(closed, [*_arrays(values), *moved], ())
+    outs = iter(
+        evaluator.mode.leave(x, None, "the model returns it") if is_weight(x) else x
+        for x in results
+    )
     structure, slots = out_tree
     return jax.tree.unflatten(
         structure, [next(outs) if slot is None else slot.value for slot in slots]

@@ -23,9 +23,9 @@ from ._call import DotCall
 class Split:
     """One operand with its contracted axes split into groups.
 
-    `factors` are its values in stored order, each contracted axis replaced by (groups, tile).
-    `axes[a]` is where logical axis `a` went (for a contracted axis: its group axis; the tile axis
-    follows it). `scale` has the axes of `factors` with tile axes dropped, or is `None`.
+    `factors` are its values in stored order, each contracted axis of several tiles replaced by
+    (groups, tile). `axes[a]` is where logical axis `a` went (for one that was replaced: its group
+    axis; the tile axis follows it). `scale` has the axes of `factors` with tile axes dropped, or is `None`.
     """
 
     factors: Array
@@ -64,11 +64,9 @@ def split(operand: Any, contracted: tuple[int, ...], tiles: tuple[int, ...], dty
     position: dict[int, int] = {}
     for n, axis in zip(values.shape, logical, strict=True):
         position[axis] = len(shape)
-        if axis in contracted:
-            tile = tiles[contracted.index(axis)]
-            shape += [n // tile, tile]
-        else:
-            shape.append(n)
+        tile = tiles[contracted.index(axis)] if axis in contracted else n
+        # A batch axis of length 1 would make XLA move the weight's axes about.
+        shape += [n] if tile == n else [n // tile, tile]
     axes = tuple(position[a] for a in range(len(logical)))
     if not quantized:
         return Split(factors=values.reshape(shape), axes=axes, scale=None, scale_axes=())
@@ -88,26 +86,32 @@ def scaled_sums(call: DotCall, dtypes: tuple[Any, Any], sum_dtype: Any) -> Array
         split(operand, axes, tiles, dtype)
         for operand, axes, dtype in zip((call.lhs, call.rhs), call.contracted, dtypes, strict=True)
     )
-    sums = group_sums(call, sides, sum_dtype)
-    groups = len(tiles)
+    sizes = [call.lhs.shape[a] for a in call.contracted[0]]
+    grouped = tuple(i for i, (n, t) in enumerate(zip(sizes, tiles, strict=True)) if n != t)
+    sums = group_sums(call, sides, grouped, sum_dtype)
     batch = len(call.batch[0])
     scaled = sums.astype(jnp.float32)
     for side in (0, 1):
-        scale = broadcast_scale(call, sides[side], side)
+        scale = broadcast_scale(call, sides[side], side, grouped)
         if scale is not None:
             scaled = scaled * scale
-    y = scaled.sum(axis=tuple(range(batch, batch + groups)))
+    y = scaled.sum(axis=tuple(range(batch, batch + len(grouped)))) if grouped else scaled
     return y.astype(call.out_dtype)
 
 
-def group_sums(call: DotCall, sides: tuple[Split, Split], sum_dtype: Any) -> Array:
-    """Sums of products of codes: axes are batch, groups, free of lhs, free of rhs (all logical)."""
+def group_sums(
+    call: DotCall, sides: tuple[Split, Split], grouped: tuple[int, ...], sum_dtype: Any
+) -> Array:
+    """Sums of products of codes: axes are batch, groups, free of lhs, free of rhs (all logical).
+
+    `grouped` says which contracted pairs of axes have several tiles, each a group axis.
+    """
     contracted = tuple(
-        tuple(side.axes[a] + 1 for a in axes)
+        tuple(side.axes[a] + (i in grouped) for i, a in enumerate(axes))
         for side, axes in zip(sides, call.contracted, strict=True)
     )
     batch = tuple(
-        tuple(side.axes[a] for a in batch_axes + axes)
+        tuple(side.axes[a] for a in batch_axes + tuple(axes[i] for i in grouped))
         for side, batch_axes, axes in zip(sides, call.batch, call.contracted, strict=True)
     )
     sums = lax.dot_general(
@@ -129,14 +133,18 @@ def group_sums(call: DotCall, sides: tuple[Split, Split], sum_dtype: Any) -> Arr
     return sums if order == list(range(len(order))) else sums.transpose(order)
 
 
-def broadcast_scale(call: DotCall, side: Split, which: int) -> Array | None:
+def broadcast_scale(
+    call: DotCall, side: Split, which: int, grouped: tuple[int, ...]
+) -> Array | None:
     """Scales of one side, shaped to multiply `group_sums`."""
     if side.scale is None:
         return None
     free = call.free(which)
     wanted = call.batch[which] + call.contracted[which] + free
     scale = side.scale.transpose([side.scale_axes[a] for a in wanted])
-    lead = len(wanted) - len(free)
+    batch = len(call.batch[which])
+    groups = tuple(scale.shape[batch + i] for i in grouped)
+    kept = scale.shape[batch + len(call.contracted[which]) :]
     other = (1,) * len(call.free(1 - which))
     before, after = (other, ()) if which == 1 else ((), other)
-    return scale.reshape(*scale.shape[:lead], *before, *scale.shape[lead:], *after)
+    return scale.reshape(*scale.shape[:batch], *groups, *before, *kept, *after)

@@ -112,8 +112,15 @@ def run(call: DotCall) -> Float[Array, "..."]:
 def _one_row(call: DotCall) -> Float[Array, "..."]:
     axis = call.free(0)[0]
     stored = call.lhs.layout.permutation(call.lhs.ndim).index(axis)
-    rows = jax.tree.map(lambda part: jnp.repeat(part, FEWEST_ROWS, axis=stored), call.lhs)
-    y = scaled_sums(dataclasses.replace(call, lhs=rows), (jnp.int8, jnp.int8), jnp.int32)
+
+    def repeated(part: Array) -> Array:
+        shape = (*part.shape[:stored], FEWEST_ROWS, *part.shape[stored + 1 :])
+        return jnp.broadcast_to(part, shape)
+
+    # Without the barrier XLA takes the rows apart again, or computes the codes once for each.
+    lhs, rhs = lax.optimization_barrier((jax.tree.map(repeated, call.lhs), call.rhs))
+    repeated_call = dataclasses.replace(call, lhs=lhs, rhs=rhs)
+    y = scaled_sums(repeated_call, (jnp.int8, jnp.int8), jnp.int32)
     return lax.slice_in_dim(y, 0, 1, axis=0)
 
 
