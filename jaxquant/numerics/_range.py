@@ -4,7 +4,6 @@ import dataclasses
 import enum
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from ._format import Format
@@ -49,11 +48,10 @@ def peak(x: Float[Array, "..."], axis: int | tuple[int, ...]) -> Float[Array, ".
     """The largest magnitude along `axis`, which is kept with length 1; NaN where there is one.
 
     XLA's CPU compiler may hand a maximum of floats to a library that drops NaN, and a row with NaN
-    would come out of a quantized product finite. Magnitudes are ordered as their bits are, NaN
-    above infinity, so the maximum is taken over those.
+    would come out of a quantized product finite: hence the second look.
     """
-    bits = lax.bitcast_convert_type(jnp.abs(x.astype(jnp.float32)), jnp.int32)
-    return lax.bitcast_convert_type(bits.max(axis=axis, keepdims=True), jnp.float32)
+    highest = jnp.abs(x.astype(jnp.float32)).max(axis=axis, keepdims=True)
+    return jnp.where(jnp.isnan(x).any(axis=axis, keepdims=True), jnp.nan, highest)
 
 
 def symmetric_scale(

@@ -42,8 +42,8 @@ class QArray:
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """Lengths of the stored axes, in codes, whether packed or not."""
-        *lead, last = self.codes.shape
-        return (*lead, last * (1 if self.layout.packed is None else 2))
+        shape = tuple(self.codes.shape)
+        return shape if self.layout.packed is None else (*shape[:-1], 2 * shape[-1])
 
     @property
     def shape(self) -> tuple[int, ...]:

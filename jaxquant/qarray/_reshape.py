@@ -86,6 +86,11 @@ def reshape(q: QArray, shape: tuple[int, ...]) -> QArray:
     shape = tuple(shape)
     if shape == q.shape:
         return q
+    if math.prod(shape) != q.size or min(shape, default=1) < 0:
+        raise ValueError(
+            f"{q.size} elements of shape {q.shape} cannot take the shape {shape}, which has "
+            f"{math.prod(shape)}. Give every length; -1 is not taken."
+        )
     if q.layout.order is not None or q.layout.packed is not None:
         q = relayout(q, Layout(wide=q.layout.wide))
     tile = reshaped_tile(q.shape, q.tile, shape)

@@ -1,0 +1,51 @@
+"""What is refused, and which numbers the scales are. The laws are in tests/laws/test_schemes.py."""
+
+import inspect
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quantized import normal, SCHEMES
+
+from jaxquant.numerics import BFLOAT16, INT8
+from jaxquant.qarray import PER_CHANNEL, quantize_array, Scheme
+
+
+def test_only_floats_are_quantized():
+    # Without the checks of shapes that only the tests make, which refuse it in other words.
+    plain = inspect.unwrap(quantize_array)
+    with pytest.raises(TypeError, match="Only floating-point arrays are quantized; got int32"):
+        plain(jnp.ones((4, 4), jnp.int32), SCHEMES["int8 channel"])
+
+
+def test_axes_may_count_from_the_end():
+    x = normal(3, 64, 32)
+    scheme = SCHEMES["int8 channel"]
+    q = quantize_array(x, scheme, contracted=(-2,), stack=(-3,))
+    p = quantize_array(x, scheme, contracted=(1,), stack=(0,))
+    assert q.tile == p.tile == (1, 64, 1)
+    np.testing.assert_array_equal(q.codes, p.codes)
+
+
+def test_stacked_arrays_never_share_a_scale():
+    x = normal(3, 64, 32) * jnp.asarray([1.0, 100.0, 1e4])[:, None, None]
+    scales = quantize_array(x, SCHEMES["int8 tensor"], contracted=(1,), stack=(0,)).scale
+    assert scales.shape == (3, 1, 1)
+    assert (np.diff(np.asarray(scales).ravel()) > 0).all()
+
+
+def test_codes_are_chosen_for_the_scale_as_it_is_stored():
+    """0.29 * 127 / 1.0 is 36.83, but over the scale rounded to bfloat16 it is 36.53 or 37.1."""
+    scheme = Scheme(values=INT8, tile=PER_CHANNEL, scale=BFLOAT16)
+    peaks = np.linspace(1.0, 2.0, 200, dtype=np.float32)
+    x = np.stack([peaks, peaks * 0.29, peaks * -0.77], axis=1)
+    q = quantize_array(jnp.asarray(x), scheme)
+    exact = np.rint(x / (peaks[:, None] / 127))
+    stored = np.clip(np.rint(x / np.asarray(q.scale).astype(np.float64)), -128, 127)
+    np.testing.assert_array_equal(np.asarray(q.codes).astype(int), stored)
+    assert (stored != exact).any()
+
+
+def test_a_ragged_group_is_refused_with_a_way_out():
+    with pytest.raises(ValueError, match="Tiles of 128 do not fill.*divisor of 576"):
+        quantize_array(normal(576, 8), SCHEMES["int8 g128 bfloat16"], contracted=(0,))
