@@ -1,0 +1,17 @@
+"""The world outside: files of other projects, and our own checkpoints."""
+
+from ._errors import CheckpointError as CheckpointError
+from ._folder import load as load, read_files as read_files, save as save
+from ._gguf import GGUFFile as GGUFFile, open_gguf as open_gguf
+from ._huggingface import (
+    fetch_huggingface as fetch_huggingface,
+    HuggingFaceFolder as HuggingFaceFolder,
+    open_huggingface as open_huggingface,
+)
+from ._lazy import LazyArray as LazyArray, materialize as materialize
+from ._manifest import Manifest as Manifest, read_manifest as read_manifest
+from ._tokenizer import (
+    Tokenizer as Tokenizer,
+    tokenizer_from_gguf as tokenizer_from_gguf,
+    tokenizer_from_huggingface as tokenizer_from_huggingface,
+)

@@ -1,0 +1,206 @@
+"""The manifest: what a checkpoint holds, as JSON with a checksum of its own. See docs/format.md."""
+
+import dataclasses
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from ..intercept import LeafPlan, Plan, SitePlan
+from ..qarray import Scheme
+from ..recipes import scheme_from_dict, scheme_to_dict
+from ._errors import CheckpointError
+
+NAME = "manifest.json"
+FORMAT = "jaxquant checkpoint"
+VERSION = 1
+_DATA = re.compile(r"data-[0-9a-f]{16}")
+# A manifest begins with its own digest, of everything after the digest's closing quote.
+_HEAD = re.compile(rb'\{"sha256":"([0-9a-f]{64})"')
+_HEAD_BYTES = len(b'{"sha256":""') + 64
+
+
+class File(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of the data folder: its name in it, its size and its SHA-256."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+Packing = Literal["none", "bits", "nibbles"]
+Role = Literal["plain", "codes", "scale", "zero_point"]
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """One stored array. `array` is its folder under `arrays/`."""
+
+    array: str
+    shape: tuple[int, ...]
+    dtype: str
+    stored_shape: tuple[int, ...]
+    stored_dtype: str
+    packing: Packing
+    bytes: int
+
+
+class Tensor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An array of the model, of the shape and dtype that the model sees.
+
+    `path` is the one in plans. `parts` has the role `plain`, or `codes`, `scale` and perhaps
+    `zero_point`; then `scheme` and `tile` say how they are meant. `prng` names the generator of
+    a random key, whose data are then the plain part.
+    """
+
+    path: str
+    parameter: bool
+    shape: tuple[int, ...]
+    dtype: str
+    parts: dict[Role, Part]
+    scheme: dict[str, Any] | None = None
+    tile: tuple[int, ...] | None = None
+    prng: str | None = None
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a checkpoint holds; `jaxquant.checkpoint.read_manifest` reads it.
+
+    `metadata` is what the caller of `save` gave; `tree` is how the tensors nest.
+    """
+
+    format: str
+    version: int
+    kind: Literal["linen", "nnx"]
+    data: str
+    byte_order: Literal["little"]
+    tensors: tuple[Tensor, ...]
+    tree: dict[str, Any]
+    plan: dict[str, Any]
+    metadata: dict[str, Any]
+    files: tuple[File, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all stored arrays: packed codes, scales, zero points and plain arrays."""
+        return sum(part.bytes for tensor in self.tensors for part in tensor.parts.values())
+
+
+class _Header(msgspec.Struct, frozen=True):
+    format: str
+    version: int
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The bytes of `manifest.json`."""
+    rest = b"," + msgspec.json.encode(manifest)[1:]
+    return b'{"sha256":"' + hashlib.sha256(rest).hexdigest().encode() + b'"' + rest
+
+
+def decode(data: bytes, where: str) -> Manifest:
+    """The manifest in `data`.
+
+    **Raises:** `CheckpointError` naming `where` if a byte is not as it was written, or if a newer
+    jaxquant wrote it.
+    """
+    head = _HEAD.match(data)
+    if head is None or hashlib.sha256(data[_HEAD_BYTES:]).hexdigest().encode() != head[1]:
+        raise CheckpointError(
+            f"{where} ({len(data)} bytes) does not match its own checksum: it is damaged or cut "
+            "short, or was edited. Use another copy of the checkpoint."
+        )
+    try:
+        header = msgspec.json.decode(data, type=_Header)
+        if header.format != FORMAT or header.version != VERSION:
+            raise CheckpointError(
+                f"{where} is of format {header.format!r}, version {header.version}; this jaxquant "
+                f"reads {FORMAT!r}, version {VERSION}. Install a newer jaxquant."
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise CheckpointError(f"{where} is no manifest: {error}.") from None
+    names = [file.name for file in manifest.files]
+    names += [part.array for tensor in manifest.tensors for part in tensor.parts.values()]
+    if not _DATA.fullmatch(manifest.data) or any(
+        name.startswith("/") or "\\" in name or ".." in name.split("/") for name in names
+    ):
+        raise CheckpointError(f"{where} names files outside its folder. Do not use it.")
+    return manifest
+
+
+def read_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """The manifest of the checkpoint in the folder `path`. Reads no arrays.
+
+    **Raises:** `CheckpointError` if there is none, it is damaged, or it is of a newer version.
+
+    ```python
+    manifest = jq.checkpoint.read_manifest("out/")
+    print(manifest.metadata, manifest.bytes)
+    ```
+    """
+    file = Path(path) / NAME
+    try:
+        data = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(
+            f"{path} holds no {NAME}: it is not a folder that jaxquant wrote, or its first save "
+            "was interrupted. Give the folder that was passed to save, or save again."
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from None
+    return decode(data, str(file))
+
+
+def plan_to_dict(plan: Plan) -> dict[str, Any]:
+    """A plan as plain data. A scheme is an object, and nothing else in a site or a leaf is."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Scheme):
+            return scheme_to_dict(value)
+        return list(value) if isinstance(value, tuple) else value
+
+    def fields(row: Any) -> dict[str, Any]:
+        return {f.name: plain(getattr(row, f.name)) for f in dataclasses.fields(row)}
+
+    return {
+        "recipe": plan.recipe,
+        "fingerprint": plan.fingerprint,
+        "sites": [fields(site) for site in plan.sites],
+        "leaves": [fields(leaf) for leaf in plan.leaves],
+        "others": [list(row) for row in plan.others],
+        "sizes": [list(row) for row in plan.sizes],
+    }
+
+
+def plan_from_dict(data: dict[str, Any], where: str) -> Plan:
+    """The plan that `plan_to_dict` wrote.
+
+    **Raises:** `CheckpointError` naming `where` if it is none.
+    """
+
+    def typed(value: Any, place: str) -> Any:
+        if isinstance(value, dict):
+            return scheme_from_dict(value, where=place)
+        return tuple(value) if isinstance(value, list) else value
+
+    def row(kind: Any, fields: dict[str, Any], place: str) -> Any:
+        known = {f.name for f in dataclasses.fields(kind)}
+        return kind(
+            **{k: typed(v, f"{place}, {k}") for k, v in fields.items() if k in known},
+        )
+
+    try:
+        return Plan(
+            recipe=data["recipe"],
+            sites=tuple(row(SitePlan, s, f"{where}, {s['site']}") for s in data["sites"]),
+            leaves=tuple(row(LeafPlan, s, f"{where}, {s['path']}") for s in data["leaves"]),
+            others=tuple((path, ops) for path, ops in data["others"]),
+            sizes=tuple((path, size) for path, size in data["sizes"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{where} holds a plan that this jaxquant cannot read: {error}. Install the jaxquant "
+            "that wrote it, or a newer one."
+        ) from None
