@@ -1,6 +1,8 @@
 """jaxquant: smaller and faster JAX/Flax models, by storing and computing numbers in fewer bits."""
 
+from . import recipes as recipes
 from .algorithms import quantize as quantize
+from .checkpoint import CheckpointError as CheckpointError, load as load, save as save
 from .intercept import (
     Gram as Gram,
     interceptor as interceptor,

@@ -152,12 +152,8 @@ def _read_region(stored: ZarrArray, part: Part, region: tuple[slice, ...]) -> np
 
 def _unpacked(packed: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Two codes a byte as one code a byte, along the last axis; the low nibble is the first."""
-    codes = empty((*packed.shape[:-1], 2 * packed.shape[-1]), np.dtype(np.int8))
-    low, high = codes[..., 0::2], codes[..., 1::2]
-    np.bitwise_and(packed, 15, out=low.view(np.uint8))
-    np.right_shift(packed, 4, out=high.view(np.uint8))
-    if dtype == ml_dtypes.int4:
-        # As ml_dtypes holds negative numbers: with their sign in all eight bits.
-        codes ^= 8
-        codes -= 8
+    # ml_dtypes holds four bits in the low half of a byte, and zeros in the other.
+    codes = empty((*packed.shape[:-1], 2 * packed.shape[-1]), np.dtype(np.uint8))
+    np.bitwise_and(packed, 15, out=codes[..., 0::2])
+    np.right_shift(packed, 4, out=codes[..., 1::2])
     return codes.view(dtype)

@@ -1,8 +1,9 @@
 """Entering `custom_jvp` and `custom_vjp`: the user's derivative rules stay in force.
 
-The forward function is evaluated with weights inside a new custom rule; when it is differentiated,
-the user's rule is evaluated with weights too. Weights have no tangents here: they are frozen codes.
-In derivative rules a site computes on codes with activations as they are, and is not a new site.
+The forward function is evaluated with weights inside a new custom rule. When that is
+differentiated, JAX is asked for the derivative of the user's equation on logical shapes, which is
+the user's rule as a jaxpr, and this is evaluated with weights too. Weights have no tangents here:
+they are frozen codes. In derivative rules a site computes on codes, and is not a new site.
 """
 
 from collections.abc import Sequence
@@ -15,49 +16,30 @@ from ._evaluate import Evaluator, plain, shape_of
 from ._weight import is_weight, Position
 
 
-def _derivative(ev: Evaluator) -> Evaluator:
-    return Evaluator(ev.mode.for_derivatives())
-
-
-def _plain_all(values: Sequence[Any]) -> list[Any]:
-    return [plain(v) for v in values]
-
-
-def _arrays(ev: Evaluator, eqn: Any, args: Sequence[Any], position: Position) -> tuple[Any, Any]:
-    """The forward function's results and statistics."""
-    with ev.collecting() as stats:
-        outs = ev.closed(eqn.params["call_jaxpr"], args, position)
-    return [ev.array(out, eqn) for out in outs], stats
-
-
 def custom_jvp_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
     """`custom_jvp` around a forward function that reads weights."""
-    params = eqn.params
     if all(map(is_weight, operands)):
         # A function of codes alone is never differentiated.
-        return ev.closed(params["call_jaxpr"], operands, position)
+        return ev.closed(eqn.params["call_jaxpr"], operands, position)
+    moving = list(map(_moves, operands))
 
     @jax.custom_jvp
     def function(*args: Any) -> Any:
-        return _arrays(ev, eqn, args, position)
+        return _forward(ev, eqn, args, position)
+
+    def tangents_of(args: Sequence[Any], tangents: Sequence[Any]) -> Any:
+        part, moved = _in_what_moves(ev, eqn, args, moving)
+        outs, moves = jax.jvp(part, moved, tuple(tangents))
+        return [move for out, move in zip(outs, moves, strict=True) if _moves(out)]
 
     def rule(primals: Any, tangents: Any) -> Any:
-        moving = [
-            not is_weight(p) and t.dtype != jax.dtypes.float0
-            for p, t in zip(primals, tangents, strict=True)
-        ]
-        zeros = [not m for m in moving]
-        jaxpr, consts, out_zeros = params["jvp_jaxpr_fun"].call_wrapped(*zeros)
         given = [t for t, m in zip(tangents, moving, strict=True) if m]
-        inner = _derivative(ev)
-        outs = _plain_all(inner.evaluate(jaxpr, consts, [*primals, *given], position))
-        values, nonzero = outs[: len(out_zeros)], iter(outs[len(out_zeros) :])
-        moves = [
-            _zero_tangent(value) if zero else next(nonzero)
-            for value, zero in zip(values, out_zeros, strict=True)
-        ]
-        _, stats = function(*primals)
-        return (values, stats), (moves, jax.tree.map(_zero_tangent, stats))
+        closed = jax.make_jaxpr(tangents_of)(_logical(primals), given)
+        inner = Evaluator(ev.mode.for_derivatives())
+        moves = map(plain, inner.closed(closed, [*primals, *given], position))
+        values, stats = function(*primals)
+        moved = [next(moves) if _moves(value) else _no_tangent(value) for value in values]
+        return (values, stats), (moved, jax.tree.map(_no_tangent, stats))
 
     function.defjvp(rule)
     outs, stats = function(*operands)
@@ -65,59 +47,76 @@ def custom_jvp_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Posi
     return outs
 
 
-def _zero_tangent(value: Any) -> Any:
-    if jnp.issubdtype(value.dtype, jnp.inexact):
-        return jnp.zeros_like(value)
-    return jnp.zeros(value.shape, jax.dtypes.float0)
-
-
 def custom_vjp_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
     """`custom_vjp` around a forward function that reads weights."""
-    params = eqn.params
     if all(map(is_weight, operands)):
-        return ev.closed(params["call_jaxpr"], operands, position)
+        return ev.closed(eqn.params["call_jaxpr"], operands, position)
+    moving = list(map(_moves, operands))
+    pullback: list[Any] = []
 
     @jax.custom_vjp
     def function(*args: Any) -> Any:
-        return _arrays(ev, eqn, args, position)
+        return _forward(ev, eqn, args, position)
+
+    def with_pullback(args: Sequence[Any]) -> Any:
+        part, moved = _in_what_moves(ev, eqn, args, moving)
+        outs, pull = jax.vjp(part, *moved)
+        residuals, tree = jax.tree.flatten(pull)
+        pullback[:] = [tree]
+        return outs, residuals
 
     def forward(*args: Any) -> Any:
-        nonzero = [not is_weight(a) for a in args]
-        jaxpr, consts = params["fwd_jaxpr_thunk"].call_wrapped(*nonzero)
-        outs = _derivative(ev).evaluate(jaxpr, consts, args, position)
-        _, res_tree, forwarded = params["out_trees"]()
-        kept = res_tree.num_leaves - sum(f is not None for f in forwarded)
-        saved = iter(outs[:kept])
-        residuals = [next(saved) if f is None else args[f] for f in forwarded]
+        closed = jax.make_jaxpr(with_pullback)(_logical(args))
+        outs = Evaluator(ev.mode.for_derivatives()).closed(closed, args, position)
+        count = len(eqn.outvars)
+        # What the rule saves may be a weight: it is saved as codes.
         _, stats = function(*args)
-        return (_plain_all(outs[kept:]), stats), (residuals, args)
+        return ([plain(out) for out in outs[:count]], stats), outs[count:]
 
-    def backward(saved: Any, cotangents: Any) -> Any:
-        residuals, args = saved
-        present: list[bool] = []
+    def backward(residuals: Any, cotangents: Any) -> Any:
+        def pull(residuals: Any, cotangents: Any) -> Any:
+            return jax.tree.unflatten(pullback[0], residuals)(cotangents)
 
-        def user_rule(residuals: Any, cotangents: Any) -> Any:
-            outs = params["bwd"].call_wrapped(*residuals, *cotangents)
-            present[:] = [hasattr(out, "dtype") for out in outs]
-            return [out for out in outs if hasattr(out, "dtype")]
-
-        logical = [shape_of(r.value) if is_weight(r) else r for r in residuals]
-        closed = jax.make_jaxpr(user_rule)(logical, cotangents[0])
-        outs = iter(
-            _plain_all(
-                _derivative(ev).evaluate(
-                    closed.jaxpr, closed.consts, [*residuals, *cotangents[0]], position
-                )
-            )
-        )
-        gradients = [next(outs) if there else None for there in present]
-        # A weight's own cotangent is that of an array; its codes have none.
-        return tuple(
-            None if is_weight(arg) else gradient
-            for arg, gradient in zip(args, gradients, strict=True)
-        )
+        closed = jax.make_jaxpr(pull)(_logical(residuals), cotangents[0])
+        inner = Evaluator(ev.mode.for_derivatives())
+        pulled = map(plain, inner.closed(closed, [*residuals, *cotangents[0]], position))
+        return tuple(next(pulled) if m else None for m in moving)
 
     function.defvjp(forward, backward)
     outs, stats = function(*operands)
     ev.add(stats)
     return outs
+
+
+def _forward(ev: Evaluator, eqn: Any, args: Sequence[Any], position: Position) -> tuple[Any, Any]:
+    """The forward function's results and statistics."""
+    with ev.collecting() as stats:
+        outs = ev.closed(eqn.params["call_jaxpr"], args, position)
+    return [ev.array(out, eqn) for out in outs], stats
+
+
+def _in_what_moves(
+    ev: Evaluator, eqn: Any, args: Sequence[Any], moving: Sequence[bool]
+) -> tuple[Any, tuple[Any, ...]]:
+    """The equation as a function of those operands that have tangents, and their values."""
+
+    def part(*moved: Any) -> Any:
+        rest = iter(moved)
+        return ev.bind(eqn, [next(rest) if m else x for x, m in zip(args, moving, strict=True)])
+
+    return part, tuple(x for x, m in zip(args, moving, strict=True) if m)
+
+
+def _moves(x: Any) -> bool:
+    """Whether a value has a tangent."""
+    return not is_weight(x) and jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _logical(values: Sequence[Any]) -> list[Any]:
+    return [shape_of(x.value) if is_weight(x) else x for x in values]
+
+
+def _no_tangent(value: Any) -> Any:
+    if jnp.issubdtype(value.dtype, jnp.inexact):
+        return jnp.zeros_like(value)
+    return jnp.zeros(value.shape, jax.dtypes.float0)

@@ -15,7 +15,7 @@ from jax.extend import core, source_info_util
 
 from ..qarray import dequantize, QArray
 from ._views import VIEWS
-from ._weight import is_weight, Position, roles, Weight, whole
+from ._weight import CLOSED_OVER, is_weight, Position, roles, Weight, whole
 
 # Operations that read a weight the way a linear layer does. Those without arithmetic of ours are
 # sites all the same: the plan has to say that they were left out, and why.
@@ -104,6 +104,14 @@ class Evaluator:
             have = self.stats.get(site)
             self.stats[site] = value if have is None else self.mode.merge(site, have, value)
 
+    def scoped(
+        self, jaxpr: Any, args: Sequence[Any], position: Position
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Outputs of a body, and its statistics, kept apart."""
+        with self.collecting() as stats:
+            outs = self.closed(jaxpr, args, position)
+        return outs, stats
+
     def closed(self, jaxpr: Any, args: Sequence[Any], position: Position) -> list[Any]:
         """Evaluates a jaxpr with its own constants: a `ClosedJaxpr`, or a `Jaxpr` that has none."""
         consts = getattr(jaxpr, "consts", ())
@@ -115,7 +123,7 @@ class Evaluator:
     def _constant(self, value: Any, position: Position) -> Any:
         if getattr(value, "ndim", 0) < 2 or not jnp.issubdtype(value.dtype, jnp.floating):
             return value
-        return whole(value, f"<closed over {'.'.join(map(str, position))}>")
+        return whole(value, f"{CLOSED_OVER} {'.'.join(map(str, position))}>")
 
     def evaluate(
         self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], position: Position

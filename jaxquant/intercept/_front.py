@@ -5,38 +5,72 @@ from typing import Any, overload
 
 import jax
 from flax import linen as nn, nnx
+from jax.sharding import NamedSharding
 
+from ..qarray import is_qarray
 from ._evaluate import Evaluator
-from ._linen import linen_function, LinenModel
-from ._modes import ListSites, Observe
+from ._linen import is_codes, linen_function, LinenModel
+from ._modes import Infer, ListSites, Observe
 from ._nnx import nnx_function, NNXModel
 from ._observers import Moments, Observer, Peak
-from ._plan import make_plan, Plan
+from ._plan import make_plan, Plan, PlanError
 from ._rules import Recipe
-from ._trace import run
-from ._variables import leaf_paths, parameters, unstamped
+from ._trace import is_array, run
+from ._variables import leaf_paths, map_leaves, parameters, unstamped
 
 
-def plan(model: Any, variables: Any, *args: Any, recipe: Recipe, **kwargs: Any) -> Plan:
+def plan(
+    model: Any, variables: Any, *args: Any, recipe: Recipe, sharding: Any = None, **kwargs: Any
+) -> Plan:
     """What `recipe` would do to every site that `model` reaches with these arguments.
 
     `variables` are what `model.init` returned (Linen) or `nnx.state(model)` (NNX); shapes suffice,
-    as from `jax.eval_shape`. `args` and `kwargs` are those of `model.apply` or of the call. Nothing
-    is computed.
+    as from `jax.eval_shape`, for the arguments too. `args` and `kwargs` are those of `model.apply`
+    or of the call. `sharding` is a tree like `variables` with the sharding of each leaf, by default
+    that of the leaves themselves; the plan says where scales cannot follow it. Nothing is computed.
 
-    **Raises:** `PlanError` if a rule matches nothing or a site is left out by nobody's wish.
+    **Raises:** `PlanError` if a rule matches nothing, a site is left out by nobody's wish, or a
+    quantized weight would be read in a way that its tiles do not allow.
 
     ```python
     plan = jq.plan(model, variables, tokens, recipe=jq.recipes.W8A16)
     print(plan)
     ```
     """
+    function = _function(model)
+    variables, _ = unstamped(variables)
+    known = parameters(variables)
+    quantized = next((path for path, x in known.items() if is_qarray(x)), None)
+    if quantized is not None:
+        raise PlanError(
+            f"{quantized} is quantized already. Make the plan with the variables as they were."
+        )
     mode = ListSites()
-    _abstractly(_function(model), variables, args, kwargs, mode)
-    shapes = {
-        path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in parameters(variables).items()
+    shapes = jax.tree.map(_shape, variables)
+    _abstractly(function, shapes, args, kwargs, mode, lambda path, x: True)
+    placed = parameters(variables if sharding is None else sharding)
+    shardings = {
+        path: found
+        for path, x in placed.items()
+        if isinstance(found := x if sharding is not None else _sharding(x), NamedSharding)
     }
-    return make_plan(recipe, list(mode.uses.values()), mode.others, shapes)
+    avals = {path: _shape(x) for path, x in known.items()}
+    made = make_plan(recipe, list(mode.uses.values()), mode.others, avals, shardings)
+    # What breaks tiles shows only with QArrays in place: better now than in the first call.
+    held = map_leaves(
+        lambda path, x: made.by_path[path].abstract if path in made.by_path else x, shapes
+    )
+    _abstractly(function, held, args, kwargs, Infer(made), is_codes)
+    return made
+
+
+def _shape(x: Any) -> Any:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, "shape") else x
+
+
+def _sharding(x: Any) -> Any:
+    """Where a leaf lies, or a shape is to lie."""
+    return getattr(x, "sharding", None)
 
 
 def _function(model: Any) -> Any:
@@ -49,18 +83,21 @@ def _function(model: Any) -> Any:
     )
 
 
-def _abstractly(function: Any, variables: Any, args: Any, kwargs: Any, mode: Any) -> Any:
+def _abstractly(
+    function: Any, variables: Any, args: Any, kwargs: Any, mode: Any, tracked: Any
+) -> None:
     """Runs a mode on shapes alone: on the variables' and on those of array arguments."""
-    variables, _ = unstamped(variables)
     paths = leaf_paths(variables)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
+    arguments, tree = jax.tree.flatten((args, kwargs))
+    moving = [x for x in arguments if is_array(x)]
 
-    def traced(variables: Any) -> Any:
-        evaluator = Evaluator(mode)
-        return run(function, variables, paths, args, kwargs, evaluator, lambda path, x: True)
+    def traced(variables: Any, moved: list[Any]) -> None:
+        rest = iter(moved)
+        full = [next(rest) if is_array(x) else x for x in arguments]
+        args, kwargs = jax.tree.unflatten(tree, full)
+        run(function, variables, paths, args, kwargs, Evaluator(mode), tracked)
 
-    closed = jax.make_jaxpr(lambda v: jax.tree.leaves(traced(v)) and None)
-    closed(shapes)
+    jax.eval_shape(traced, variables, moving)
 
 
 @overload

@@ -2,24 +2,25 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
 from flax.core.scope import Scope
 from flax.linen import module as linen_module
 
 from ..qarray import is_qarray, QArray
-from ._evaluate import Evaluator, shape_of
+from ._evaluate import Evaluator
 from ._modes import Infer
 from ._plan import Plan, PlanError
-from ._trace import put_back, run, set_aside
-from ._variables import COLLECTION, leaf_paths, unstamped
+from ._trace import run
+from ._variables import COLLECTION, leaf_paths, named_leaves, unstamped
 
 
 def linen_function(model: nn.Module) -> Callable[..., Any]:
-    """`model.apply`, with collections that it hands back as they were set aside."""
+    """`model.apply`, returning its output and the collections that it hands back, or `None`."""
 
     def function(
         variables: Any,
@@ -31,9 +32,7 @@ def linen_function(model: nn.Module) -> Callable[..., Any]:
         out = model.apply(
             variables, *args, mutable=mutable, capture_intermediates=capture_intermediates, **kwargs
         )
-        if mutable is False and not capture_intermediates:
-            return out
-        return out[0], set_aside(variables, out[1])
+        return (out, None) if mutable is False and not capture_intermediates else out
 
     return function
 
@@ -55,8 +54,8 @@ class LinenModel:
         evaluator = Evaluator(Infer(self.plan, backend=self.backend))
         paths = leaf_paths(variables)
         function = linen_function(self.model)
-        out = run(function, variables, paths, args, kwargs, evaluator, is_codes)
-        return put_back(variables, out)
+        out, written = run(function, variables, paths, args, kwargs, evaluator, is_codes)
+        return out if written is None else (out, written)
 
     def __repr__(self) -> str:
         return f"LinenModel({type(self.model).__name__}, plan {self.plan.fingerprint})"
@@ -99,40 +98,73 @@ def interceptor(plan: Plan, *, backend: str | None = None) -> Callable[..., Any]
     """
 
     def intercept(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        if getattr(_inside, "takeover", None) is not None:
-            return _inside.takeover.enter(next_fun, args, kwargs)
         scope = context.module.scope
         if scope is None or not _has_codes(scope.root._variables):
-            return next_fun(*args, **kwargs)
-        checked(scope.root._variables, plan)
-        if context.method_name == "setup":
-            with _shapes_only(scope.root):
+            takeover = getattr(_inside, "takeover", None)
+            if takeover is None:
                 return next_fun(*args, **kwargs)
+            return takeover.enter(next_fun, args, kwargs)
+        if _meant_for_another(scope.root, plan):
+            return next_fun(*args, **kwargs)
+        _check_root(scope.root, plan)
+        if context.method_name == "setup":
+            # Interceptors inside ours will see the `setup` of the copy that is evaluated.
+            with _stand_ins(scope.root):
+                return context.orig_method(*args, **kwargs)
         return _take_over(plan, backend, intercept, args, kwargs, context)
 
+    intercept.plan = plan  # pyright: ignore[reportFunctionMemberAccess]
     return intercept
+
+
+def _meant_for_another(root: Scope, plan: Plan) -> bool:
+    """Whether an interceptor for the plan of these variables stands beside ours."""
+    _, fingerprint = unstamped(root._variables)
+    plans = [getattr(i, "plan", None) for i in linen_module._global_interceptor_stack]
+    others = [p.fingerprint for p in plans if isinstance(p, Plan) and p != plan]
+    return fingerprint in others
 
 
 def _has_codes(variables: Any) -> bool:
     return any(map(is_qarray, jax.tree.leaves(variables, is_leaf=is_qarray)))
 
 
-@contextlib.contextmanager
-def _shapes_only(root: Scope) -> Iterator[None]:
-    """While `setup` runs outside our evaluation, quantized parameters are shapes and no more.
+def _check_root(root: Scope, plan: Plan) -> None:
+    """Refuses variables that another plan quantized."""
+    if not root.path or COLLECTION in root._variables:
+        checked(root._variables, plan)
+        return
+    # Inside a lifted transformation the scope holds a part of the variables, without the stamp.
+    for path, _, leaf in named_leaves(root._variables):
+        planned = plan.by_path.get("/".join((*root.path, path)))
+        if is_qarray(leaf) and (planned is None or planned.scheme != leaf.scheme):
+            raise PlanError(
+                f"{'/'.join((*root.path, path))} is held as {leaf.scheme}, which is not what the "
+                f"plan {plan.fingerprint} says. Quantize the variables by this plan."
+            )
 
-    Submodules are made as usual; parameters that `setup` asks for pass Flax's shape check, and
-    cannot be computed with by mistake. The methods themselves run on a fresh copy of the module.
+
+@contextlib.contextmanager
+def _stand_ins(root: Scope) -> Iterator[None]:
+    """While `setup` runs outside our evaluation, quantized parameters are NaN, and take no memory.
+
+    Submodules are made as usual, and parameters that `setup` asks for pass Flax's shape check. The
+    methods themselves run on a fresh copy of the module; what `setup` computed here is not used.
     """
     before = dict(root._variables)
+
+    def stand_in(x: Any) -> Any:
+        if not is_qarray(x):
+            return x
+        return np.broadcast_to(np.asarray(np.nan, x.dtype), x.shape)
+
     for name in before:
-        root._variables[name] = jax.tree.map(
-            lambda x: shape_of(x) if is_qarray(x) else x, before[name], is_leaf=is_qarray
-        )
+        root._variables[name] = jax.tree.map(stand_in, before[name], is_leaf=is_qarray)
     try:
         yield
     finally:
-        root._variables.update(before)
+        for name, value in before.items():
+            root._variables[name] = value
 
 
 class _Takeover:
@@ -143,30 +175,29 @@ class _Takeover:
     """
 
     def __init__(self, ours: Any):
-        self.stack = linen_module._global_interceptor_stack
-        self.ours = ours
-        self.outer: list[Any] = []
+        # Flax iterates from the innermost to the outermost.
+        self.all = list(linen_module._global_interceptor_stack)
+        self.inner = self.all[: len(self.all) - self.all[::-1].index(ours)]
         self.entered = False
 
     def enter(self, next_fun: Any, args: Any, kwargs: Any) -> Any:
         if self.entered:
             return next_fun(*args, **kwargs)
         self.entered = True
-        self.push()
+        _set_interceptors(self.all)
         try:
             return next_fun(*args, **kwargs)
         finally:
-            self.pop()
+            _set_interceptors(self.inner)
             self.entered = False
 
-    def pop(self) -> None:
-        self.outer = []
-        while self.stack and list(self.stack)[-1] is not self.ours:
-            self.outer.append(self.stack.pop())
 
-    def push(self) -> None:
-        while self.outer:
-            self.stack.push(self.outer.pop())
+def _set_interceptors(interceptors: list[Any]) -> None:
+    stack = linen_module._global_interceptor_stack
+    while stack:
+        stack.pop()
+    for interceptor in reversed(interceptors):
+        stack.push(interceptor)
 
 
 def _take_over(
@@ -174,7 +205,7 @@ def _take_over(
 ) -> Any:
     module, scope = context.module, context.module.scope
     path = scope.path
-    variables = _under(scope, path)
+    variables = _under(scope)
     counters: dict[str, int] = {}
 
     def function(variables: Any, *args: Any, **kwargs: Any) -> Any:
@@ -186,34 +217,53 @@ def _take_over(
         copy = module.clone(parent=inner, _deep_clone=True)
         out = getattr(copy, context.method_name)(*args, **kwargs)
         counters.update(inner.rng_counters)
-        return out, set_aside(variables, inner.mutable_variables())
+        _uncapture(copy, context.method_name)
+        return out, inner.mutable_variables()
 
+    before = getattr(_inside, "takeover", None)
     takeover = _Takeover(ours)
     evaluator = Evaluator(Infer(plan, backend=backend))
     paths = [None if p is None else "/".join((*path, p)) for p in leaf_paths(variables)]
     _inside.takeover = takeover
-    takeover.pop()
+    _set_interceptors(takeover.inner)
     try:
         out, written = run(function, variables, paths, args, kwargs, evaluator, is_codes)
-        written = put_back(variables, written)
     finally:
-        takeover.push()
-        _inside.takeover = None
+        _set_interceptors(takeover.all)
+        _inside.takeover = before
     scope.rng_counters.update(counters)
     for collection, values in written.items():
-        if collection != COLLECTION:
-            for name, value in values.items():
-                scope.put_variable(collection, name, value)
+        _update(scope._mutable_collection(collection), values)
     return out
 
 
-def _under(scope: Scope, path: tuple[str, ...]) -> dict[str, Any]:
-    """Every collection of the root, seen from `path`; plain dictionaries that may be written to."""
+def _uncapture(module: nn.Module, method: str) -> None:
+    """Takes back what `capture_intermediates` kept of the outermost call: Flax will keep it too."""
+    stack = linen_module._context.capture_stack
+    if stack and stack[-1] and stack[-1](module, method):
+        kept = module.scope._mutable_collection("intermediates")
+        kept[method] = kept[method][:-1]
+        if not kept[method]:
+            del kept[method]
+
+
+def _update(old: Any, new: Any) -> None:
+    """Writes `new` into `old` leaf by leaf, since other scopes may hold a part of `old`."""
+    for name, value in new.items():
+        if isinstance(value, Mapping) and isinstance(old.get(name), dict):
+            _update(old[name], value)
+        else:
+            old[name] = value
+
+
+def _under(scope: Scope) -> dict[str, Any]:
+    """Every collection of the root, seen from `scope`; plain dictionaries that may be written."""
+    root = scope.root
     result: dict[str, Any] = {}
-    for collection, values in scope.root._variables.items():
+    for collection, values in root._variables.items():
         if collection == COLLECTION:
             continue
-        for name in path:
-            values = values.get(name, {}) if hasattr(values, "get") else {}
+        for name in scope.path[len(root.path) :]:
+            values = values.get(name, {}) if isinstance(values, Mapping) else {}
         result[collection] = jax.tree.map(lambda x: x, dict(values), is_leaf=is_qarray)
     return result

@@ -113,9 +113,14 @@ class Infer:
             scheme = use_plan.activations
             if scheme is None or isinstance(computable[other], QArray):
                 continue
-            computable[other] = quantize_activation(
-                computable[other], scheme, contracted=contracted[other], stack=batch[other]
-            )
+            try:
+                computable[other] = quantize_activation(
+                    computable[other], scheme, contracted=contracted[other], stack=batch[other]
+                )
+            except ValueError as error:
+                raise PlanError(
+                    f"The activations of {use_plan.site} cannot be rounded: {error}"
+                ) from error
         y = dot_general(
             computable[0],
             computable[1],

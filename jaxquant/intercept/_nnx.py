@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from flax import nnx
 
 from ._evaluate import Evaluator
@@ -14,11 +15,11 @@ from ._variables import leaf_paths, parameters
 
 
 def nnx_function(model: nnx.Module) -> Callable[..., Any]:
-    """`(state, *args, method=..., **kwargs) -> outputs` for a model, as a pure function."""
+    """`(state, *args, method=..., **kwargs) -> outputs, None` for a model, as a pure function."""
     graphdef = nnx.graphdef(model)
 
     def function(state: Any, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
-        return getattr(nnx.merge(graphdef, state), method)(*args, **kwargs)
+        return getattr(nnx.merge(graphdef, state), method)(*args, **kwargs), None
 
     return function
 
@@ -33,17 +34,23 @@ class _Written:
 def _writing_function(graphdef: Any, method: str, written: _Written) -> Callable[..., Any]:
     def function(state: Any, *args: Any, **kwargs: Any) -> Any:
         model = nnx.merge(graphdef, state)
-        before = {path: v.get_value() for path, v in nnx.to_flat_state(nnx.state(model))}
+        before = {path: _parts(v) for path, v in nnx.to_flat_state(nnx.state(model))}
         out = getattr(model, method)(*args, **kwargs)
         written.variables = [
             (path, variable)
             for path, variable in nnx.to_flat_state(nnx.state(model))
-            # A value nobody wrote to is the very tracer that went in.
-            if path not in before or variable.get_value() is not before[path]
+            # A value nobody wrote to is made of the very tracers that went in.
+            if path not in before or _parts(variable) != before[path]
         ]
         return out, [variable.get_value() for _, variable in written.variables]
 
     return function
+
+
+def _parts(variable: Any) -> tuple[Any, list[int]]:
+    """What a Variable holds, by identity: values that are collections are changed in place."""
+    leaves, tree = jax.tree.flatten(variable.get_value())
+    return tree, list(map(id, leaves))
 
 
 class NNXModel(nnx.Module):
@@ -60,7 +67,7 @@ class NNXModel(nnx.Module):
             self.model = model
             self._check_held(plan)
         else:
-            self.model = nnx.merge(nnx.graphdef(model), checked(qvariables, plan))
+            self.model = nnx.merge(nnx.graphdef(model), checked(qvariables, plan), copy=True)
         self.plan = plan
         self.backend = backend
 
@@ -93,7 +100,7 @@ class NNXModel(nnx.Module):
         """
         state = checked(qvariables, self.plan)
         function = nnx_function(self.model)
-        return self._evaluate(function, state, args, {**kwargs, "method": method})
+        return self._evaluate(function, state, args, {**kwargs, "method": method})[0]
 
     def _evaluate(self, function: Any, state: Any, args: Any, kwargs: Any) -> Any:
         evaluator = Evaluator(Infer(self.plan, backend=self.backend))

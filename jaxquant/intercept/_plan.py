@@ -8,10 +8,12 @@ import math
 from typing import Any
 
 import numpy as np
+from jax.sharding import NamedSharding
 
-from ..qarray import abstract_qarray, bytes_held, Scheme, tile_shape
+from ..qarray import abstract_qarray, bytes_held, QArray, Scheme, tile_shape
+from ..qarray._sharding import replicated_axes
 from ._rules import Recipe
-from ._weight import BATCH, CONTRACTED, STACK
+from ._weight import BATCH, CLOSED_OVER, CONTRACTED, STACK
 
 
 class PlanError(ValueError):
@@ -40,7 +42,12 @@ class SitePlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeafPlan:
-    """How one parameter will be held."""
+    """How one parameter will be held.
+
+    `spec` names the mesh axes that shard each of its axes, joined by commas, where that is known;
+    on the axes in `replicated` tile boundaries do not fall on shard boundaries, so that each device
+    holds all scales. Neither changes what is computed, nor the fingerprint.
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -48,6 +55,13 @@ class LeafPlan:
     scheme: Scheme
     tile: tuple[int, ...]
     elsewhere: str
+    spec: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    replicated: tuple[int, ...] = dataclasses.field(default=(), repr=False)
+
+    @property
+    def abstract(self) -> QArray:
+        """The shapes of what will be held."""
+        return abstract_qarray(self.shape, np.dtype(self.dtype), self.scheme, self.tile)
 
     @property
     def bytes_before(self) -> int:
@@ -55,7 +69,7 @@ class LeafPlan:
 
     @property
     def bytes_after(self) -> int:
-        return bytes_held(abstract_qarray(self.shape, np.dtype(self.dtype), self.scheme, self.tile))
+        return bytes_held(self.abstract)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,23 +127,25 @@ def make_plan(
     uses: list[Any],
     others: dict[str, set[str]],
     avals: dict[str, Any],
+    shardings: dict[str, NamedSharding] | None = None,
 ) -> Plan:
     """Applies the rules to the uses that a trace met, and checks that nothing is left by accident.
+
+    `shardings` are those of parameters that have one, by path.
 
     **Raises:** `PlanError` listing every rule that matches nothing, and every site that no rule
     matches or that cannot be quantized though a rule says so.
     """
     sites = [_site_plan(recipe, use, avals) for use in uses]
+    own = [site for site in sites if not site.path.startswith(CLOSED_OVER)]
     problems = [
         f"the rule {rule.match!r} matches nothing"
         for rule in recipe.rules
-        if not rule.optional and not any(rule.matches(s.path, s.site) for s in sites)
+        if not rule.optional and not any(rule.matches(s.path, s.site) for s in own)
     ]
     wanted = {s.site: recipe.rule_for(s.path, s.site) for s in sites}
-    for site in sites:
+    for site in own:
         rule = wanted[site.site]
-        if site.path.startswith("<closed over"):
-            continue
         if rule is None:
             problems.append(f"no rule matches {site.site}; add one, with or without weights")
         elif rule.weights is not None and site.reason is not None:
@@ -152,16 +168,30 @@ def make_plan(
             f"The model has {len(sites)} sites: {known}"
         )
     read = {site.path for site in sites}
+    placed = [_placed(leaf, (shardings or {}).get(leaf.path)) for leaf in leaves]
     return Plan(
         recipe=recipe.name,
         sites=tuple(sites),
-        leaves=tuple(leaves),
+        leaves=tuple(placed),
         others=tuple(
             (path, ", ".join(sorted(others.get(path, ()))) or "nothing")
             for path in avals
             if path not in read
         ),
         sizes=tuple((path, bytes_held(aval)) for path, aval in avals.items()),
+    )
+
+
+def _placed(leaf: LeafPlan, sharding: NamedSharding | None) -> LeafPlan:
+    """The leaf with what its sharding means for its scales."""
+    if sharding is None:
+        return leaf
+    entries = (*sharding.spec, *(None,) * (len(leaf.shape) - len(sharding.spec)))
+    names = [e if isinstance(e, tuple) else () if e is None else (e,) for e in entries]
+    return dataclasses.replace(
+        leaf,
+        spec=tuple(",".join(map(str, n)) for n in names),
+        replicated=replicated_axes(leaf.abstract, sharding.spec, sharding.mesh),
     )
 
 

@@ -1,39 +1,16 @@
 """From a function of variables to its evaluation with QArrays in place of parameters."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from ..qarray import is_qarray, QArray
+from ..qarray import is_qarray, QArray, relayout
 from ._evaluate import Evaluator, shape_of
 from ._weight import is_weight, Weight, whole
 
 Named = tuple[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Untouched:
-    """Stands for a variable, by its place among the leaves, that comes back as it went in."""
-
-    place: int
-
-
-def set_aside(before: Any, after: Any) -> Any:
-    """`after` with `Untouched` for leaves that are the very values of `before`.
-
-    So a QArray that nobody wrote to comes back as a QArray, and costs nothing.
-    """
-    places = {id(x): i for i, x in enumerate(jax.tree.leaves(before))}
-    return jax.tree.map(lambda x: Untouched(places[id(x)]) if id(x) in places else x, after)
-
-
-def put_back(before: Any, after: Any) -> Any:
-    """Undoes `set_aside`, with the values of `before`, in which a QArray is one leaf."""
-    leaves = jax.tree.leaves(before, is_leaf=is_qarray)
-    return jax.tree.map(lambda x: leaves[x.place] if isinstance(x, Untouched) else x, after)
 
 
 class Static:
@@ -62,6 +39,9 @@ def run(
 ) -> Any:
     """`function(variables, *args, **kwargs)`, evaluated by `evaluator`.
 
+    The function returns its output and the variables that it hands back, in any structure. Among
+    these a weight that nobody wrote to comes back as it went in; in the output it is an array.
+
     `paths` names the leaves of `variables` (a QArray is one leaf) that are parameters, `None` for
     the others. Leaves for which `tracked(path, leaf)` holds enter as weights.
     """
@@ -75,10 +55,11 @@ def run(
         for i, x in zip(moving, moved, strict=True):
             full[i] = x
         args, kwargs = jax.tree.unflatten(argument_tree, full)
-        out = function(jax.tree.unflatten(tree, leaves), *args, **kwargs)
-        outs, structure = jax.tree.flatten(out)
+        out, written = function(jax.tree.unflatten(tree, leaves), *args, **kwargs)
+        outs, structure = jax.tree.flatten((out, written))
         arrays = [x for x in outs if is_array(x)]
-        out_tree[:] = [structure, [None if is_array(x) else Static(x) for x in outs]]
+        slots = [None if is_array(x) else Static(x) for x in outs]
+        out_tree[:] = [structure, slots, sum(map(is_array, jax.tree.leaves(out)))]
         return arrays
 
     logical = [shape_of(x) if isinstance(x, QArray) else x for x in leaves]
@@ -89,14 +70,31 @@ def run(
         for path, x in zip(paths, leaves, strict=True)
     ]
     results = evaluator.closed(closed, [*_arrays(values), *moved], ())
-    outs = iter(
-        evaluator.mode.leave(x, None, "the model returns it") if is_weight(x) else x
-        for x in results
-    )
-    structure, slots = out_tree
+    structure, slots, count = out_tree
+    whole_leaves = dict(zip(paths, leaves, strict=True))
+
+    def result(i: int, x: Any) -> Any:
+        if not is_weight(x):
+            return x
+        handed_back = None if i < count else _as_it_was(x, whole_leaves[x.path])
+        if handed_back is None:
+            return evaluator.mode.leave(x, None, "the model returns it")
+        return handed_back
+
+    outs = iter([result(i, x) for i, x in enumerate(results)])
     return jax.tree.unflatten(
         structure, [next(outs) if slot is None else slot.value for slot in slots]
     )
+
+
+def _as_it_was(weight: Weight, leaf: Any) -> Any:
+    """The value of `weight` held as `leaf` is; `None` if it is only a part of it."""
+    if weight.shape != tuple(leaf.shape) or weight.via is not None:
+        return None
+    if not isinstance(leaf, QArray):
+        return weight.value
+    q = relayout(weight.value, leaf.layout)
+    return q if q.scale.shape == leaf.scale.shape else None
 
 
 def _arrays(values: list[Any]) -> list[Any]:

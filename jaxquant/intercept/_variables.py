@@ -73,8 +73,20 @@ def map_leaves(function: Callable[[str | None, Any], Any], variables: Any) -> An
 
 
 def parameters(variables: Any) -> dict[str, Any]:
-    """The parameters by path."""
-    return {path: leaf for path, parameter, leaf in named_leaves(variables) if parameter}
+    """The parameters by path.
+
+    **Raises:** `ValueError` where two parameters have the same path.
+    """
+    result: dict[str, Any] = {}
+    for path, parameter, leaf in named_leaves(variables):
+        if parameter and path in result:
+            raise ValueError(
+                f"Two parameters are called {path!r}: a name of one holds a slash. Rename it, since "
+                "rules could not tell them apart."
+            )
+        if parameter:
+            result[path] = leaf
+    return result
 
 
 def stamped(variables: Any, fingerprint: str) -> Any:

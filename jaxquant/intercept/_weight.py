@@ -52,10 +52,20 @@ def whole(value: Any, path: str) -> Weight:
     return Weight(value=value, path=path, stored=shape, axes=tuple((i,) for i in range(len(shape))))
 
 
+def same_view(a: Any, b: Any) -> bool:
+    """Whether two weights are the same parameter, seen in the same way, as a whole."""
+    if not is_weight(a) or not is_weight(b) or a.via is not None:
+        return False
+    return (a.path, a.axes, a.shape, a.scans) == (b.path, b.axes, b.shape, b.scans)
+
+
 def is_weight(x: Any) -> bool:
     """Whether `x` is a `Weight`; for `is_leaf=`."""
     return isinstance(x, Weight)
 
+
+CLOSED_OVER = "<closed over"
+"""How the path of an array starts that a model uses without having it among its variables."""
 
 STACK, BATCH, CONTRACTED, KEPT = "stack", "batch", "contracted", "kept"
 

@@ -5,8 +5,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from flax import nnx
-
 from ..checkpoint import GGUFFile, HuggingFaceFolder, read_manifest
 from ..checkpoint._integrity import verify
 from ..intercept._variables import parameters, unstamped

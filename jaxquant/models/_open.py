@@ -28,7 +28,6 @@ from ._llama import Llama
 from ._llama_config import LlamaConfig
 from ._load import bind, load_model
 
-
 _FAMILY = "llama"
 
 
@@ -74,7 +73,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def open_model(path: str | Path, *, dtype: Any = jnp.float32) -> OpenedModel:
-    """The model in a `.gguf` file, a Hugging Face folder or hub id, or a folder that jaxquant wrote.
+    """The model in a `.gguf` file, a Hugging Face folder or hub id, or a folder of ours.
 
     `dtype` is what it computes in. Foreign weights stay in their files until they are used.
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quantized import normal, same_bits, SCHEMES, uneven, values
+from quantized import codes_of, normal, same_bits, SCHEMES, uneven, values
 
 from jaxquant.qarray import (
     bytes_held,
@@ -41,7 +41,7 @@ BYTES = {
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_bytes_and_bits_count_scales_and_zero_points(name: str):
-    q = quantize_array(uneven(256, 128), SCHEMES[name], contracted=(0,))
+    q = codes_of(SCHEMES[name], 256, 128)
     assert q.nbytes == bytes_held(q) == BYTES[name]
     assert q.bits_per_value == BYTES[name] / 4096
     shapes = jax.eval_shape(lambda: q)
@@ -127,7 +127,7 @@ STACKED = [
 @pytest.mark.parametrize("layout, axis", STACKED)
 def test_arrays_stack_and_unstack_like_any_pytree(layout: Layout, axis: int):
     scheme = SCHEMES["int4 zero g64"]
-    each = [quantize_array(uneven(256, 128, seed=i), scheme, contracted=(0,)) for i in range(3)]
+    each = [codes_of(scheme, 256, 128, seed=i) for i in range(3)]
     each = [relayout(q, layout) for q in each]
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *each)
     check_qarray(stack)
@@ -147,7 +147,7 @@ def test_arrays_stack_and_unstack_like_any_pytree(layout: Layout, axis: int):
 
 
 def test_a_carried_array_keeps_its_type_through_a_loop():
-    q = quantize_array(uneven(256, 128), SCHEMES["int4 zero g64"], contracted=(0,))
+    q = codes_of(SCHEMES["int4 zero g64"], 256, 128)
     looped = jax.lax.fori_loop(0, 3, lambda _, q: dataclasses.replace(q, scale=q.scale * 2), q)
     np.testing.assert_array_equal(values(looped), values(q) * 8)
 

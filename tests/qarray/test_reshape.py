@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
-from quantized import layouts, SCHEMES, uneven, values
+from quantized import codes_of, layouts, SCHEMES, uneven, values
 
 from jaxquant.qarray import (
     astype,
@@ -39,7 +39,7 @@ TABLE = [
 
 
 def _weight(scheme: Scheme, layout: Layout) -> QArray:
-    return relayout(quantize_array(uneven(256, 128), scheme, contracted=(0,)), layout)
+    return relayout(codes_of(scheme, 256, 128), layout)
 
 
 @pytest.mark.parametrize("scheme, layout", TABLE)
@@ -54,7 +54,7 @@ def test_transposing_moves_axes_and_no_memory(scheme: Scheme, layout: Layout):
 @pytest.mark.parametrize("layout", layouts(SCHEMES["int4 zero g64"], first=256, last=128))
 @pytest.mark.parametrize("permutation", [(0, 2, 1), (1, 2, 0), (2, 0, 1), (2, 1, 0), (1, 0, 2)])
 def test_transposing_three_axes_is_that_of_the_array(layout: Layout, permutation: tuple):
-    q = quantize_array(uneven(4, 256, 128), SCHEMES["int4 zero g64"], contracted=(1,), stack=(0,))
+    q = codes_of(SCHEMES["int4 zero g64"], 4, 256, 128, contracted=(1,), stack=(0,))
     moved = transpose(relayout(q, layout), permutation)
     check_qarray(moved)
     np.testing.assert_array_equal(values(moved), values(q).transpose(permutation))
@@ -111,7 +111,7 @@ def test_a_reshape_to_another_number_of_elements_is_refused(shape):
 
 
 def test_squeezing_and_expanding_follow_the_stored_order():
-    q = quantize_array(uneven(1, 256, 128), SCHEMES["int4 zero g64"], contracted=(1,))
+    q = codes_of(SCHEMES["int4 zero g64"], 1, 256, 128, contracted=(1,))
     for layout in [*layouts(q.scheme, first=256, last=128), Layout(order=(-1, -3, -2))]:
         p = relayout(q, layout)
         narrow = squeeze(p, (0,))

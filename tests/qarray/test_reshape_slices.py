@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quantized import layouts, SCHEMES, uneven, values
+from quantized import codes_of, layouts, SCHEMES, values
 
-from jaxquant.qarray import check_qarray, Layout, QArray, quantize_array, relayout, slice_axis
+from jaxquant.qarray import check_qarray, Layout, QArray, relayout, slice_axis
 from jaxquant.qarray._reshape import dynamic_index, squeeze
 
 SCHEME = SCHEMES["int4 zero g64"]
@@ -12,7 +12,7 @@ SCHEME = SCHEMES["int4 zero g64"]
 
 def _weight(layout: Layout) -> QArray:
     """Three stacked 256 x 128 weights in groups of 64."""
-    q = quantize_array(uneven(3, 256, 128), SCHEME, contracted=(1,), stack=(0,))
+    q = codes_of(SCHEME, 3, 256, 128, contracted=(1,), stack=(0,))
     return relayout(q, layout)
 
 
@@ -70,7 +70,7 @@ def test_a_packed_axis_is_sliced_at_its_blocks():
 
 def test_a_whole_tile_may_be_cut_to_part_of_itself():
     """One scale for a whole axis still holds for some of its elements."""
-    q = quantize_array(uneven(256, 128), SCHEMES["int8 channel"], contracted=(0,))
+    q = codes_of(SCHEMES["int8 channel"], 256, 128)
     np.testing.assert_array_equal(values(q[3:10]), values(q)[3:10])
     np.testing.assert_array_equal(values(q[7]), values(q)[7])
 
@@ -127,7 +127,7 @@ def test_slices_work_under_jit_and_cost_no_dequantizing():
 
 
 def test_the_packed_axis_is_not_dropped():
-    q = quantize_array(uneven(256, 2), SCHEMES["int4 channel"], contracted=(0,))
+    q = codes_of(SCHEMES["int4 channel"], 256, 2)
     p = relayout(q, Layout(packed=2))
     with pytest.raises(ValueError, match="packed axis cannot be dropped.*relayout"):
         squeeze(p, (1,))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from quantized import layouts, SCHEMES, uneven, values
+from quantized import codes_of, layouts, SCHEMES, uneven, values
 
 from jaxquant.qarray import (
     CANONICAL,
@@ -27,7 +27,7 @@ ZERO_64, CHANNEL = SCHEMES["int4 zero g64"], SCHEMES["int8 channel"]
 
 
 def _weight(scheme=ZERO_64, layout: Layout = CANONICAL, rows: int = 256) -> QArray:
-    return relayout(quantize_array(uneven(rows, 128), scheme, contracted=(0,)), layout)
+    return relayout(codes_of(scheme, rows, 128), layout)
 
 
 def test_an_entry_of_a_spec_cuts_as_its_axes_say():

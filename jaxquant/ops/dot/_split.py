@@ -25,7 +25,8 @@ class Split:
 
     `factors` are its values in stored order, each contracted axis of several tiles replaced by
     (groups, tile). `axes[a]` is where logical axis `a` went (for one that was replaced: its group
-    axis; the tile axis follows it). `scale` has the axes of `factors` with tile axes dropped, or is `None`.
+    axis; the tile axis follows it). `scale` has the axes of `factors` with tile axes dropped, or is
+    `None`.
     """
 
     factors: Array
@@ -44,6 +45,12 @@ def contracted_tiles(call: DotCall) -> tuple[int, ...]:
                 tile = math.gcd(tile, operand.tile[axis])
         tiles.append(tile)
     return tuple(tiles)
+
+
+def fits_int8(q: QArray) -> bool:
+    """Whether every code of `q` less its zero point is an `int8`, as far as their formats tell."""
+    zero = q.scheme.zero_point
+    return zero is None or 2 ** (q.scheme.values.bits - 1) + 2 ** (zero.bits - 1) <= 2**7
 
 
 def split(operand: Any, contracted: tuple[int, ...], tiles: tuple[int, ...], dtype: Any) -> Split:

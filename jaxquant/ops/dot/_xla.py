@@ -8,6 +8,7 @@ Three forms, chosen by what the operands hold, never by what fails:
   partial sums would outweigh it.
 """
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,11 +17,13 @@ from jaxtyping import Array, Float
 
 from ...qarray import dequantize, QArray
 from ._call import DotCall
-from ._split import contracted_tiles, scaled_sums
+from ._split import contracted_tiles, fits_int8, scaled_sums
 
 # The narrowest group whose partial sums are worth keeping apart: with narrower ones the partial
 # sums of a 128-wide matrix unit's pass are as large as the weights themselves.
 NARROWEST_GROUP = 128
+# int32 holds sums of so many products of two int8.
+LONGEST_SUM = (2**31 - 1) // (128 * 128)
 
 
 def refuses(call: DotCall) -> str | None:
@@ -33,12 +36,21 @@ def refuses(call: DotCall) -> str | None:
                 f"it multiplies integers with integers and floats with floats, not "
                 f"{operands[0].scheme.values} with {operands[1].scheme.values}"
             )
+        if all(integer):
+            return _refuses_integers(call, operands)
+    return None
+
+
+def _refuses_integers(call: DotCall, operands: list[QArray]) -> str | None:
     for x in operands:
-        if len(operands) == 2 and x.zero_point is not None and x.scheme.values.bits > 4:
+        if not fits_int8(x):
             return (
                 f"{x.scheme.values} less its zero point does not fit int8, which the integer "
                 "product multiplies"
             )
+    products = math.prod(contracted_tiles(call))
+    if products > LONGEST_SUM:
+        return f"int32 holds sums of {LONGEST_SUM} products, not of {products}"
     return None
 
 

@@ -1,0 +1,8 @@
+"""`python -m jaxquant` is the command `jaxquant`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""`jaxquant bench`: float32 and recipes in one process, taking turns."""
+
+import argparse
+import os
+import platform
+from typing import Any
+
+import jax
+
+from ..evaluate import medians, Timing
+from ..models import find_smollm2, open_model
+from ._bench_layer import layer_sides, SHAPE
+from ._console import bar, check_json, say, show, table, write_json
+from ._sides import (
+    CONTEXT,
+    Decoding,
+    FLOAT,
+    float_side,
+    prefill,
+    quantized_side,
+    STEPS,
+    wanted_recipes,
+)
+
+BENCHES = ("prefill", "decode", "layer")
+
+
+def run_bench(arguments: argparse.Namespace) -> None:
+    """The command."""
+    check_json(arguments.json)
+    if arguments.name == "layer":
+        if arguments.model is not None or arguments.recipe is not None:
+            raise ValueError("bench layer has no model and no recipe: it times one weight.")
+        sides, tokens = layer_sides(), 1
+        said = f"one row times a weight of {SHAPE[0]}x{SHAPE[1]}"
+    else:
+        sides, tokens, said = _model_sides(arguments)
+    with bar("timing") as progress:
+        timings = medians(sides, rounds=arguments.rounds, progress=progress)
+    rows = side_rows(timings, tokens)
+    say(f"{arguments.name}: {said}; {machine()}; medians of {arguments.rounds} rounds in turn")
+    show(speed_table(rows))
+    if arguments.name == "layer":
+        say(_packed_verdict(timings))
+    write_json(
+        arguments.json,
+        {
+            "bench": arguments.name,
+            "what": said,
+            "machine": machine(),
+            "rounds": arguments.rounds,
+            "tokens": tokens,
+            "sides": rows,
+        },
+    )
+
+
+def _model_sides(arguments: argparse.Namespace) -> tuple[dict[str, Any], int, str]:
+    wanted = wanted_recipes(arguments.recipe)
+    opened = open_model(arguments.model or find_smollm2())
+    plain = float_side(opened)
+    models = {FLOAT: plain.model}
+    with bar("quantizing") as progress:
+        for done, recipe in enumerate(wanted):
+            progress(done, len(wanted))
+            models[recipe.name] = quantized_side(opened, plain, recipe).model
+    if arguments.name == "prefill":
+        said = f"a prompt of {arguments.length} tokens into a cache, logits of the last"
+        return {n: prefill(m, arguments.length) for n, m in models.items()}, arguments.length, said
+    said = f"{STEPS} tokens one by one after {CONTEXT}"
+    return {n: Decoding(m) for n, m in models.items()}, STEPS, said
+
+
+def side_rows(timings: dict[str, Timing], tokens: int) -> list[dict[str, Any]]:
+    """For each side: median, tokens a second, and how many times as fast as the first side."""
+    first = next(iter(timings.values()))
+    return [
+        {
+            "name": name,
+            "median_seconds": timing.median,
+            "tokens_per_second": tokens / timing.median,
+            "ratio": timing.ratio(first),
+            "seconds": list(timing.seconds),
+        }
+        for name, timing in timings.items()
+    ]
+
+
+def speed_table(rows: list[dict[str, Any]]) -> Any:
+    """What `side_rows` gave, as a table."""
+    made = table("side", "median", "tokens/s", f"speed / {rows[0]['name']}")
+    for row in rows:
+        made.add_row(
+            row["name"],
+            f"{1e3 * row['median_seconds']:.2f} ms",
+            f"{row['tokens_per_second']:.1f}",
+            f"{row['ratio']:.2f}",
+        )
+    return made
+
+
+def machine() -> str:
+    """The devices that ran it, and JAX's version."""
+    device = jax.devices()[0]
+    kind = device.device_kind
+    if device.platform == "cpu":
+        usable = getattr(os, "sched_getaffinity", None)
+        count = os.cpu_count() if usable is None else len(usable(0))
+        kind = f"{count} CPU cores ({platform.machine()})"
+    return f"{kind}, jax {jax.__version__}"
+
+
+def _packed_verdict(timings: dict[str, Timing]) -> str:
+    packed, bytewise = timings["int4 g64, 2 a byte"], timings["int4 g64, 1 a byte"]
+    against = packed.ratio(timings[FLOAT])
+    return (
+        f"Packed int4 runs at {against:.2f} times the speed of float32 here, and at "
+        f"{packed.ratio(bytewise):.2f} times that of int4 held a byte each."
+    )

@@ -1,0 +1,19 @@
+"""Named recipes, and recipes as TOML. The only room where text becomes schemes."""
+
+from ._library import (
+    by_name as by_name,
+    find as find,
+    FP8 as FP8,
+    NAMED as NAMED,
+    W4A16_G64 as W4A16_G64,
+    W4A16_G64_E8 as W4A16_G64_E8,
+    W8A8 as W8A8,
+    W8A16 as W8A16,
+)
+from ._parse import (
+    dump as dump,
+    load as load,
+    parse as parse,
+    scheme_from_dict as scheme_from_dict,
+    scheme_to_dict as scheme_to_dict,
+)

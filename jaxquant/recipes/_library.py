@@ -1,0 +1,102 @@
+"""Named recipes: published combinations, as values. `configs/` has each as a file to start from.
+
+All leave norms alone: a norm multiplies element by element, so it is no site. Unless its name says
+otherwise, a recipe also leaves the embedding and the logits, as the libraries that it follows do:
+they are the first and the last thing a model does to a token, and much of a small model's bytes.
+"""
+
+import os
+from pathlib import Path
+
+from ..intercept import Recipe, Rule
+from ..numerics import AbsMax, BFLOAT16, Convention, E4M3, INT4, INT8
+from ..qarray import PER_CHANNEL, Scheme, Tile
+from ._parse import load, nearest
+
+# Tied logits read the embedding, so the first pattern speaks of them as well; the second one is of
+# a head of its own (`head/kernel`, `lm_head/kernel`).
+_EMBEDDING, _HEAD = "*embed*", "*head/*"
+
+_LEAVE_ENDS = (Rule(match=_EMBEDDING, optional=True), Rule(match=_HEAD, optional=True))
+
+_INT8 = Scheme(values=INT8, tile=PER_CHANNEL)
+_E4M3 = Scheme(values=E4M3, tile=PER_CHANNEL)
+_INT4_G64 = Scheme(
+    values=INT4,
+    tile=Tile(contracted=64),
+    # 16 bits, so that a weight costs 4 + 16 / 64 = 4.25. Codes are chosen for the scale as it is
+    # stored, so its 8-bit mantissa costs little; its exponent is float32's, so that a group of
+    # tiny weights keeps its scale, where FLOAT16 ends at 6e-5.
+    scale=BFLOAT16,
+    # As compressed-tensors and GPTQ: the largest weight of a group is clipped by half a gap at
+    # most, and the other fifteen codes lie closer together.
+    range=AbsMax(convention=Convention.MIDDLE),
+)
+
+W8A16 = Recipe(
+    name="w8a16",
+    source="compressed-tensors preset W8A16: int8 weights, symmetric, one scale a channel",
+    rules=(*_LEAVE_ENDS, Rule(match="*", weights=_INT8)),
+)
+
+W4A16_G64 = Recipe(
+    name="w4a16_g64",
+    source="compressed-tensors preset W4A16 with groups of 64; rounding to nearest is the "
+    "baseline of GPTQ (Frantar et al. 2022, arXiv:2210.17323)",
+    rules=(*_LEAVE_ENDS, Rule(match="*", weights=_INT4_G64)),
+)
+
+W4A16_G64_E8 = Recipe(
+    name="w4a16_g64_e8",
+    source="w4a16_g64, with embedding and logits in int8, one scale a row, as ggml keeps them in "
+    "more bits than the rest",
+    rules=(
+        # A lookup and tied logits share one scale a row: both see the features as contracted.
+        Rule(match=_EMBEDDING, weights=_INT8, optional=True),
+        Rule(match=_HEAD, weights=_INT8, optional=True),
+        Rule(match="*", weights=_INT4_G64),
+    ),
+)
+
+W8A8 = Recipe(
+    name="w8a8",
+    source="compressed-tensors preset W8A8; token-wise dynamic activations as in ZeroQuant "
+    "(Yao et al. 2022, arXiv:2206.01861)",
+    rules=(*_LEAVE_ENDS, Rule(match="*", weights=_INT8, activations=_INT8)),
+)
+
+FP8 = Recipe(
+    name="fp8",
+    source="compressed-tensors preset FP8_DYNAMIC; e4m3 as in FP8 Formats for Deep Learning "
+    "(Micikevicius et al. 2022, arXiv:2209.05433)",
+    rules=(*_LEAVE_ENDS, Rule(match="*", weights=_E4M3, activations=_E4M3)),
+)
+
+NAMED: dict[str, Recipe] = {
+    recipe.name: recipe for recipe in (W8A16, W4A16_G64, W4A16_G64_E8, W8A8, FP8)
+}
+"""Every named recipe, by its name."""
+
+
+def by_name(name: str) -> Recipe:
+    """The recipe called `name`, in any case.
+
+    **Raises:** `ValueError` for an unknown name, with the nearest known one.
+    """
+    try:
+        return NAMED[name.lower()]
+    except KeyError:
+        raise ValueError(
+            f"There is no recipe named {name!r}; the nearest is {nearest(name.lower(), NAMED)!r} "
+            f"(all: {', '.join(NAMED)}). A file's name ends in .toml."
+        ) from None
+
+
+def find(name_or_file: str | os.PathLike[str]) -> Recipe:
+    """The recipe in a file, if the text ends in `.toml`, else the one of that name.
+
+    **Raises:** `ValueError` for an unknown name or a recipe that is not well formed; `OSError` if
+    the file cannot be read.
+    """
+    text = os.fspath(name_or_file)
+    return load(text) if Path(text).suffix == ".toml" else by_name(text)

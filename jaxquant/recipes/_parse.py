@@ -1,0 +1,286 @@
+"""Recipes as TOML, both ways: the only place where text becomes schemes.
+
+Reading is strict: an unknown key, an unknown name or a value of another type is an error that says
+where it stands and what would have been valid. Nothing is converted: `"64"` is not 64.
+"""
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from ..intercept import Recipe, Rule
+from ..numerics import AbsMax, Convention, Format, FORMATS, MinMax, Range
+from ..qarray import Scheme, Tile
+
+Size = int | Literal["all"]
+"""How many neighbours share a scale; `"all"` is the whole axis (`None` in a `Tile`)."""
+
+
+class _AbsMaxText(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    absmax: str
+
+
+class _SchemeText(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    values: str
+    contracted: Size
+    kept: Size = 1
+    scale: str = "float32"
+    range: _AbsMaxText | str = _AbsMaxText(absmax="highest")
+    zero_point: str | None = None
+
+
+class _RuleText(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    match: str
+    weights: _SchemeText | None = None
+    activations: _SchemeText | None = None
+    leave: bool = False
+    optional: bool = False
+    elsewhere: str = "error"
+
+
+class _RecipeText(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    name: str
+    rules: list[_RuleText]
+    source: str = ""
+
+
+# Where a table of one kind stands in a table of another.
+_WITHIN: dict[str, type[msgspec.Struct]] = {
+    "rules": _RuleText,
+    "weights": _SchemeText,
+    "activations": _SchemeText,
+    "range": _AbsMaxText,
+}
+
+
+def load(path: str | os.PathLike[str]) -> Recipe:
+    """The recipe in a TOML file.
+
+    **Raises:** `ValueError` saying where in the file what is wrong; `OSError` if it cannot be read.
+
+    ```python
+    recipe = jq.recipes.load("configs/w4a16_g64.toml")
+    ```
+    """
+    data = Path(path).read_bytes()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text (byte {error.start}); a recipe is a TOML file."
+        ) from None
+    return parse(text, where=str(path))
+
+
+def parse(text: str, *, where: str = "the recipe") -> Recipe:
+    """The recipe that a TOML text describes; `where` is what errors call the text.
+
+    **Raises:** `ValueError` saying where in the text what is wrong.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{where} is not TOML: {error}.") from None
+    read = _typed(data, _RecipeText, where)
+    rules = []
+    for index, (rule, raw) in enumerate(zip(read.rules, data["rules"], strict=True)):
+        rules.append(_rule(rule, f"{where}, {_rule_place(index, raw)}"))
+    return _made(Recipe, where, name=read.name, rules=tuple(rules), source=read.source)
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as TOML, from which `parse` makes an equal one."""
+    lines = [f"name = {_quoted(recipe.name)}"]
+    if recipe.source:
+        lines.append(f"source = {_quoted(recipe.source)}")
+    for rule in recipe.rules:
+        lines += ["", "[[rules]]", f"match = {_quoted(rule.match)}"]
+        if rule.weights is None:
+            lines.append("leave = true")
+        for role in ("weights", "activations"):
+            scheme = getattr(rule, role)
+            if scheme is not None:
+                lines.append(f"{role} = {_inline(_without_defaults(scheme_to_dict(scheme)))}")
+        if rule.optional:
+            lines.append("optional = true")
+        if rule.elsewhere != "error":
+            lines.append(f"elsewhere = {_quoted(rule.elsewhere)}")
+    return "\n".join(lines) + "\n"
+
+
+def scheme_to_dict(scheme: Scheme) -> dict[str, Any]:
+    """The scheme as plain data, with the names that recipes and checkpoint manifests use."""
+    if isinstance(scheme.range, AbsMax):
+        rule: Any = {"absmax": scheme.range.convention.value}
+    else:
+        rule = "minmax"
+    result = {
+        "values": scheme.values.name.lower(),
+        "contracted": _size_text(scheme.tile.contracted),
+        "kept": _size_text(scheme.tile.kept),
+        "scale": scheme.scale.name.lower(),
+        "range": rule,
+    }
+    if scheme.zero_point is not None:
+        result["zero_point"] = scheme.zero_point.name.lower()
+    return result
+
+
+def scheme_from_dict(data: Any, *, where: str) -> Scheme:
+    """The scheme that `scheme_to_dict` wrote; `where` is what errors call the place.
+
+    **Raises:** `ValueError` saying where what is wrong.
+    """
+    return _scheme(_typed(data, _SchemeText, where), where)
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The valid name that looks most like `name`."""
+    return difflib.get_close_matches(name, list(valid), n=1, cutoff=0.0)[0]
+
+
+def _typed(data: Any, kind: type[Any], where: str) -> Any:
+    _check_keys(data, kind, where)
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).partition(" - at `$")
+        place = _place(path.rstrip("`"), data)
+        if problem.startswith("Invalid enum value"):
+            problem = f"{problem[19:]} is neither a number of elements nor 'all'"
+        raise ValueError(f"{where}{place}: {problem}.") from None
+
+
+def _check_keys(data: Any, kind: type[msgspec.Struct], where: str) -> None:
+    """Unknown keys, found here rather than by msgspec so as to name the nearest valid one."""
+    if not isinstance(data, dict):
+        return
+    known = kind.__struct_fields__
+    for key, value in data.items():
+        if key not in known:
+            raise ValueError(
+                f"{where}: there is no key {key!r}; the nearest valid one is "
+                f"{nearest(key, known)!r} (all: {', '.join(known)})."
+            )
+        if key not in _WITHIN:
+            continue
+        if isinstance(value, list):
+            for index, each in enumerate(value):
+                _check_keys(each, _WITHIN[key], f"{where}, {_rule_place(index, each)}")
+        else:
+            _check_keys(value, _WITHIN[key], f"{where}, {key}")
+
+
+def _rule_place(index: int, raw: Any) -> str:
+    match = raw.get("match") if isinstance(raw, dict) else None
+    return f"rule {index + 1}" + (f" ({match!r})" if isinstance(match, str) else "")
+
+
+def _place(path: str, data: Any) -> str:
+    """`.rules[0].weights.kept` of msgspec, as a reader of the file would say it."""
+    found = re.match(r"\.rules\[(\d+)\](.*)", path)
+    if found:
+        index = int(found[1])
+        rest = found[2].lstrip(".")
+        return f", {_rule_place(index, data['rules'][index])}" + (f", {rest}" if rest else "")
+    return f", {path.lstrip('.')}" if path else ""
+
+
+def _rule(rule: _RuleText, where: str) -> Rule:
+    if rule.leave == (rule.weights is not None):
+        got = "both" if rule.leave else "neither"
+        raise ValueError(
+            f"{where}: a rule has either `weights` or `leave = true`, and this one has {got}. "
+            "Say what happens to the sites that it matches."
+        )
+    if rule.leave and rule.activations is not None:
+        raise ValueError(
+            f"{where}: `activations` beside `leave = true`: a site that is left computes as the "
+            "model does. Remove one of them."
+        )
+    return _made(
+        Rule,
+        where,
+        match=rule.match,
+        weights=None if rule.weights is None else _scheme(rule.weights, f"{where}, weights"),
+        activations=None
+        if rule.activations is None
+        else _scheme(rule.activations, f"{where}, activations"),
+        optional=rule.optional,
+        elsewhere=rule.elsewhere,
+    )
+
+
+def _scheme(text: _SchemeText, where: str) -> Scheme:
+    zero = text.zero_point
+    return _made(
+        Scheme,
+        where,
+        values=_format(text.values, f"{where}, values"),
+        tile=_made(Tile, where, contracted=_size(text.contracted), kept=_size(text.kept)),
+        scale=_format(text.scale, f"{where}, scale"),
+        range=_range(text.range, f"{where}, range"),
+        zero_point=None if zero is None else _format(zero, f"{where}, zero_point"),
+    )
+
+
+def _made(kind: Any, where: str, **fields: Any) -> Any:
+    """`kind(**fields)`, whose own complaints gain the place in the text."""
+    try:
+        return kind(**fields)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _format(name: str, where: str) -> Format:
+    names = {each.lower(): row for each, row in FORMATS.items()}
+    return names[_known(name, names, where)]
+
+
+def _range(rule: _AbsMaxText | str, where: str) -> Range:
+    if isinstance(rule, str):
+        _known(rule, ["minmax"], where, instead=' or { absmax = "highest" }')
+        return MinMax()
+    names = {each.value: each for each in Convention}
+    return AbsMax(convention=names[_known(rule.absmax, names, f"{where}, absmax")])
+
+
+def _known(name: str, valid: Iterable[str], where: str, *, instead: str = "") -> str:
+    valid = list(valid)
+    if name not in valid:
+        raise ValueError(
+            f"{where}: there is no {name!r}; the nearest valid name is {nearest(name, valid)!r}"
+            f"{instead} (all: {', '.join(valid)})."
+        )
+    return name
+
+
+def _size(size: Size) -> int | None:
+    return None if size == "all" else size
+
+
+def _size_text(size: int | None) -> Size:
+    return "all" if size is None else size
+
+
+def _without_defaults(scheme: dict[str, Any]) -> dict[str, Any]:
+    usual = {"kept": 1, "scale": "float32", "range": {"absmax": "highest"}}
+    return {key: value for key, value in scheme.items() if usual.get(key) != value}
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_inline(each)}" for key, each in value.items()) + " }"
+    return _quoted(value) if isinstance(value, str) else str(value)
+
+
+def _quoted(text: str) -> str:
+    # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

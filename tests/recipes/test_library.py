@@ -1,0 +1,91 @@
+"""Named recipes: each is published, equals its file, and does what its name says to a model."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+from jaxquant import recipes
+from jaxquant.algorithms import quantize
+from jaxquant.intercept import plan, Recipe, wrap
+from jaxquant.numerics import E4M3, INT4, INT8
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+
+every_recipe = pytest.mark.parametrize("recipe", recipes.NAMED.values(), ids=recipes.NAMED)
+
+
+class Model(nn.Module):
+    """Embedding, norm, a layer, a head of its own and tied logits."""
+
+    @nn.compact
+    def __call__(self, tokens):
+        embed = nn.Embed(32, 64, name="embed")
+        x = nn.LayerNorm(name="norm")(embed(tokens))
+        x = x + nn.Dense(64, name="layer")(x)
+        return nn.Dense(32, name="head")(x) + embed.attend(x)
+
+
+TOKENS = jnp.array([[3, 1, 4, 1, 5]])
+
+# Name -> formats of the layer's weights, its activations, and the embedding and logits.
+WANTED = {
+    "w8a16": (INT8, None, None),
+    "w4a16_g64": (INT4, None, None),
+    "w4a16_g64_e8": (INT4, None, INT8),
+    "w8a8": (INT8, INT8, None),
+    "fp8": (E4M3, E4M3, None),
+}
+
+
+@every_recipe
+def test_every_recipe_equals_its_file(recipe: Recipe):
+    assert recipes.load(CONFIGS / f"{recipe.name}.toml") == recipe
+
+
+def test_every_file_is_a_named_recipe():
+    assert {path.stem for path in CONFIGS.glob("*.toml")} == set(recipes.NAMED)
+
+
+@every_recipe
+def test_every_file_says_what_it_costs_and_gives(recipe: Recipe):
+    text = (CONFIGS / f"{recipe.name}.toml").read_text()
+    assert "# Costs: " in text and "# Gives: " in text
+
+
+@every_recipe
+def test_every_recipe_has_a_source_and_survives_being_written(recipe: Recipe):
+    assert recipe.source
+    assert recipes.parse(recipes.dump(recipe)) == recipe
+
+
+@every_recipe
+def test_every_recipe_does_what_its_name_says(recipe: Recipe):
+    model = Model()
+    variables = model.init(jax.random.key(0), TOKENS)
+    made = plan(model, variables, TOKENS, recipe=recipe)
+    weights, activations, ends = WANTED[recipe.name]
+
+    def formats(site):
+        found = made.by_site[site]
+        return tuple(s if s is None else s.values for s in (found.weights, found.activations))
+
+    assert formats("layer/kernel#dot") == (weights, activations)
+    for site in ("embed/embedding#take", "embed/embedding#dot", "head/kernel#dot"):
+        assert formats(site) == (ends, None)
+    assert not any("norm" in site for site in made.by_site)
+    logits = wrap(model, made).apply(quantize(variables, made), TOKENS)
+    assert jnp.isfinite(logits).all()
+
+
+def test_a_recipe_is_found_by_name_in_any_case_and_by_file():
+    assert recipes.by_name("W4A16_G64") is recipes.W4A16_G64
+    assert recipes.find("w8a8") is recipes.W8A8
+    assert recipes.find(CONFIGS / "fp8.toml") == recipes.FP8
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="'w4a16g64'; the nearest is 'w4a16_g64'"):
+        recipes.by_name("w4a16g64")
