@@ -30,6 +30,7 @@ def test_the_rooms_stand_in_this_order():
         "evaluate",
         "aot",
         "cli",
+        "__main__",
     ]
 
 
