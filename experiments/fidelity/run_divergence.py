@@ -89,7 +89,7 @@ def divergences(
         worst = max(_divergence(found["jit"], found[name]), _divergence(found[name], found["jit"]))
         yield {
             "recipe": recipe,
-            "run": f"{subject.config.layers} layers, {name}",
+            "run": f"{subject.config.layers}-block model, {name}",
             "tokens": int(tokens.size),
             "worst": worst,
             # What the run says of its recipe, as every table of the project has it.

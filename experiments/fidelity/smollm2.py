@@ -54,7 +54,7 @@ def load_subject(
     loaded = load_model(model or find_smollm2())
     if tokens is None:
         text = EXCERPT.read_text(encoding="utf-8")
-        windows = windows_of_text(text, loaded.tokenizer, length)
+        windows = windows_of_text(text, loaded.tokenizer.encode, length)
     else:
         windows = read_tokens(tokens)[:, :length]
     subject = Subject(

@@ -4,6 +4,7 @@ import pathlib
 from typing import Any
 
 _INK = "#333333"
+_POINT = "#3b6fb6"
 _COLOURS = {"prefill": "#3b6fb6", "decode": "#d98032"}
 
 
@@ -28,9 +29,25 @@ def write_plot(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
 
 def _sizes(axes: Any, rows: list[dict[str, Any]]) -> None:
     plain, quantized = rows[0], rows[1:]
-    megabytes = [row["bytes"] / 1e6 for row in quantized]
-    axes.scatter(megabytes, [row["kl"] for row in quantized], s=45, color="#3b6fb6", zorder=3)
+    floor = min((row["kl"] for row in quantized if row["kl"] > 0), default=1e-6) / 2
+    # What loses nothing at all stands at the bottom: a logarithm has no place for it.
+    points = [(row["bytes"] / 1e6, max(row["kl"], floor), row["name"]) for row in quantized]
+    axes.scatter([x for x, _, _ in points], [y for _, y, _ in points], s=45, color=_POINT, zorder=3)
     axes.set_yscale("log")
+    axes.set_ylim(min(y for _, y, _ in points) / 3, max(y for _, y, _ in points) * 3)
+    # Neighbours may lie close together: their names go above and below in turn.
+    for index, (x, y, name) in enumerate(sorted(points, key=lambda point: -point[1])):
+        below = index % 2 == 1
+        axes.annotate(
+            name,
+            (x, y),
+            xytext=(0, -7 if below else 7),
+            textcoords="offset points",
+            ha="center",
+            va="top" if below else "bottom",
+            fontsize=9,
+            color=_INK,
+        )
     largest = plain["bytes"] / 1e6
     axes.set_xlim(0, 1.12 * largest)
     axes.axvline(largest, color=_INK, linewidth=1, linestyle="--")
@@ -43,24 +60,9 @@ def _sizes(axes: Any, rows: list[dict[str, Any]]) -> None:
         textcoords="offset points",
         ha="right",
         va="center",
-        color=_INK,
         fontsize=9,
+        color=_INK,
     )
-    low, high = min(row["kl"] for row in quantized), max(row["kl"] for row in quantized)
-    axes.set_ylim(low / 3, high * 3)
-    # Neighbours in KL may lie close together: their names go above and below in turn.
-    ordered = sorted(zip(quantized, megabytes, strict=True), key=lambda pair: pair[0]["kl"])
-    for index, (row, size) in enumerate(reversed(ordered)):
-        axes.annotate(
-            row["name"],
-            (size, row["kl"]),
-            xytext=(0, -7 if index % 2 else 7),
-            textcoords="offset points",
-            ha="center",
-            va="top" if index % 2 else "bottom",
-            fontsize=9,
-            color=_INK,
-        )
     axes.set_xlabel("size, MB")
     axes.set_ylabel("KL(float32 || quantized), nats a token")
     axes.set_title("what is lost for the size", fontsize=10, loc="left")

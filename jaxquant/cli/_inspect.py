@@ -48,7 +48,7 @@ def inventory_json(inventory: Inventory) -> dict[str, Any]:
     }
 
 
-def size_text(count: float) -> str:
+def size_text(count: int | float) -> str:
     """Bytes in the unit that leaves three digits before the point."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:

@@ -20,10 +20,11 @@ def read_tokens(path: str | Path) -> np.ndarray:
     """
     wanted = f"A .npz file with an integer array {_KEY!r} [windows, length] was wanted."
     try:
-        file: Any = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError(f"{path} is a single array. {wanted}")
-        with file:
+        # Opened here: NumPy leaves a file open that turns out to be none of its own.
+        with open(path, "rb") as opened:
+            file: Any = np.load(opened, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError(f"{path} is a single array. {wanted}")
             if _KEY not in file.files:
                 found = ", ".join(map(repr, file.files[:6])) or "no array"
                 raise ValueError(f"{path} holds {found}. {wanted}")
@@ -42,9 +43,10 @@ def read_tokens(path: str | Path) -> np.ndarray:
 
 
 def windows_of_text(text: str, encode: Callable[[str], Sequence[int]], length: int) -> np.ndarray:
-    """`text`, by a tokenizer's `encode`, as windows of `length` ids `[windows, length]`, one after the other.
+    """`text` as windows of `length` ids `[windows, length]`, one after the other.
 
-    What is left after the last whole window is dropped; no token is added at a window's start.
+    `encode` is a tokenizer's. What is left after the last whole window is dropped; no token is
+    added at a window's start.
 
     **Raises:** `ValueError` if the text does not fill one window.
     """

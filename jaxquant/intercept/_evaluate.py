@@ -30,7 +30,10 @@ SITE_OPS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Use:
-    """One equation reading one weight."""
+    """One equation reading one weight.
+
+    `operands` are what it reads, each as it was before a `shard_map` said that it may vary.
+    """
 
     site: str
     path: str
@@ -40,7 +43,7 @@ class Use:
     roles: tuple[str, ...] | None
     reason: str | None
     eqn: Any
-    position: Position
+    operands: tuple[Any, ...]
 
 
 @runtime_checkable
@@ -79,6 +82,8 @@ class Evaluator:
         self.stats: dict[str, Any] = {}
         self.scans: dict[str, tuple[Position, ...]] = {}
         self._numbers: dict[str, dict[Position, int]] = {}
+        self._constants: dict[int, Any] = {}
+        self._spread: dict[int, tuple[Any, Any]] = {}
 
     def site_id(self, path: str, use: str, position: Position) -> str:
         """`path#use`, then `path#use.1` and so on, in the order of first visits.
@@ -162,7 +167,17 @@ class Evaluator:
         """The equation as it is."""
         params = eqn.primitive.get_bind_params(eqn.params)
         out = eqn.primitive.bind(*operands, **params)
-        return list(out) if eqn.primitive.multiple_results else [out]
+        outs = list(out) if eqn.primitive.multiple_results else [out]
+        if self.mode.tracks_constants and all(map(self._depends_on_nothing, operands)):
+            self._constants.update((id(x), x) for x in outs)
+        if eqn.primitive.name == "pvary":
+            # The values are the same as before: what is counted should be counted once.
+            self._spread.update((id(out), (out, x)) for out, x in zip(outs, operands, strict=True))
+        return outs
+
+    def _depends_on_nothing(self, value: Any) -> bool:
+        """Whether a value, such as a mask, is the same whatever the arguments are."""
+        return not isinstance(value, jax.core.Tracer) or id(value) in self._constants
 
     def weighted(self, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
         """An equation that reads at least one weight."""
@@ -195,12 +210,9 @@ class Evaluator:
             reason = f"{eqn.primitive.name} cannot be entered"
         plain = [self.mode.leave(x, eqn, reason) if is_weight(x) else x for x in operands]
         outs = self.bind(eqn, plain)
-        others = [
-            x
-            for x, atom in zip(operands, eqn.invars, strict=True)
-            if not is_weight(x) and not isinstance(atom, core.Literal)
-        ]
-        if others or not self.mode.tracks_constants:
+        if not self.mode.tracks_constants:
+            return outs
+        if not all(is_weight(x) or self._depends_on_nothing(x) for x in operands):
             return outs
         # A function of parameters alone is still the parameter's business: a product that reads it
         # is a site which cannot be quantized in place, and the plan will say so.
@@ -222,6 +234,7 @@ class Evaluator:
     def site(self, eqn: Any, operands: list[Any], position: Position) -> Any:
         """An equation that multiplies with, or looks up in, a weight."""
         op = SITE_OPS[eqn.primitive.name]
+        shared = tuple(self._spread.get(id(x), (x, x))[1] for x in operands)
         uses = []
         for side, operand in enumerate(operands):
             if not is_weight(operand):
@@ -237,7 +250,7 @@ class Evaluator:
                     roles=given,
                     reason=reason,
                     eqn=eqn,
-                    position=position,
+                    operands=shared,
                 )
             )
         out, stats = self.mode.compute(uses, operands, eqn)
@@ -306,4 +319,8 @@ def _last_uses(jaxpr: Any) -> list[list[Any]]:
 
 def shape_of(value: Any) -> Any:
     """Shape and dtype of an array, for tracing in its place."""
+    leaf = value.codes if isinstance(value, QArray) else value
+    if isinstance(leaf, jax.core.Tracer) and jax.typeof(leaf).manual_axis_type.varying:
+        # Inside a `shard_map` only an array can say what varies. It is not computed: no one reads it.
+        return plain(value)
     return jax.ShapeDtypeStruct(value.shape, value.dtype)

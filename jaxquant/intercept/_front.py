@@ -130,7 +130,7 @@ def wrap(model: Any, plan: Plan, qvariables: Any = None, *, backend: str | None 
 def observe(
     model: Any,
     variables: Any,
-    batches: Iterable[tuple[Any, ...]],
+    batches: Iterable[Any],
     *,
     observers: Sequence[Observer] = (Moments(), Peak()),
     **kwargs: Any,

@@ -22,6 +22,9 @@ Rule = Callable[[Evaluator, Any, list[Any], Position], list[Any]]
 
 def _jit(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
     params = eqn.params
+    if ev.mode.tracks_constants:
+        # Constants stay recognizable; nothing is computed in this mode.
+        return ev.closed(params["jaxpr"], operands, position)
 
     def body(*args: Any) -> Any:
         args = tuple(map(_constrained, args, params["in_shardings"]))

@@ -1,5 +1,6 @@
 """What is done at a site: list it (plan), compute on codes (infer), or watch it (observe)."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -171,8 +172,7 @@ class Observe:
         stats: dict[str, Any] = {}
         for use in uses:
             if use.op == "dot" and self.collects and use.reason is None:
-                x = plain(operands[1 - use.side])
-                seen = inputs_of(x, use)
+                seen = inputs_of(use)
                 stats[use.site] = {n: o.measure(seen) for n, o in self.observers.items()}
         return bind_plain(eqn, operands), stats
 
@@ -188,7 +188,7 @@ class Observe:
     def reduce(self, site: str, value: Any) -> Any:
         def over_devices(name: str, part: Any) -> Any:
             def reduce(x: Any) -> Any:
-                axes = tuple(jax.typeof(x).vma)
+                axes = tuple(jax.typeof(x).manual_axis_type.varying)
                 return self.observers[name].reduce(x, axes) if axes else x
 
             return jax.tree.map(reduce, part)
@@ -199,13 +199,25 @@ class Observe:
         return Observe(list(self.observers.values()), collecting=False)
 
 
-def inputs_of(x: Any, use: Use) -> Any:
+def inputs_of(use: Use) -> Any:
     """What a site multiplies its weight with: `[stack..., rows, k]`, `k` in the stored order."""
     contracted, batch = use.eqn.params["dimension_numbers"]
     other = 1 - use.side
+    x = plain(use.operands[other])
+    weight = use.weight
+    for mine, theirs in zip(
+        (*contracted[use.side], *batch[use.side]), (*contracted[other], *batch[other]), strict=True
+    ):
+        x = _whole_axis(x, theirs, weight.shards_of(mine))
+    present = {stored for axis in weight.axes for stored in axis}
+    if any(names and stored not in present for stored, names in enumerate(weight.shards)):
+        raise PlanError(
+            f"{use.site} runs on a slice of an axis that a shard_map shards, and statistics of "
+            "different devices' slices cannot be stacked. Observe without that sharding."
+        )
     by_stored = sorted(
         zip(contracted[use.side], contracted[other], strict=True),
-        key=lambda pair: use.weight.axes[pair[0]],
+        key=lambda pair: weight.axes[pair[0]],
     )
     summed = [axis for _, axis in by_stored]
     free = [a for a in range(x.ndim) if a not in summed and a not in batch[other]]
@@ -213,12 +225,16 @@ def inputs_of(x: Any, use: Use) -> Any:
     stack = moved.shape[: len(batch[other])]
     rows = moved.shape[len(stack) : len(stack) + len(free)]
     return lax.reshape(
-        moved, (*stack, _product(rows), _product(moved.shape[len(stack) + len(free) :]))
+        moved, (*stack, math.prod(rows), math.prod(moved.shape[len(stack) + len(free) :]))
     ).astype(jnp.float32)
 
 
-def _product(sizes: Sequence[int]) -> int:
-    result = 1
-    for n in sizes:
-        result *= n
-    return result
+def _whole_axis(x: Any, axis: int, names: tuple[str, ...]) -> Any:
+    """An axis that a `shard_map` cuts, put together again: the same on every device."""
+    if not names:
+        return x
+    size = x.shape[axis]
+    shape = list(x.shape)
+    shape[axis] *= lax.axis_size(names)
+    start = lax.axis_index(names) * size
+    return lax.psum(lax.dynamic_update_slice_in_dim(jnp.zeros(shape, x.dtype), x, start, axis), names)

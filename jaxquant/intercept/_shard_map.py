@@ -1,5 +1,6 @@
 """Entering `shard_map`: each device sees its own shard of codes and scales."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ from jax.sharding import PartitionSpec
 from ..qarray import leaf_specs, retile
 from ..qarray._sharding import shards_of
 from ._evaluate import Evaluator
+from ._plan import PlanError
 from ._weight import is_weight, Position
 
 
@@ -21,7 +23,7 @@ def shard_map_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Posit
     params = eqn.params
     mesh, in_specs = params["mesh"], params["in_specs"]
     fitted = [
-        _fit(x, spec, mesh) if is_weight(x) and x.quantized else x
+        _fit(x, spec, mesh) if is_weight(x) else x
         for x, spec in zip(operands, in_specs, strict=True)
     ]
     specs = tuple(
@@ -30,11 +32,17 @@ def shard_map_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Posit
         else (x.view(spec, x.axes) if is_weight(x) else spec)
         for x, spec in zip(fitted, in_specs, strict=True)
     )
-    manual = params["manual_axes"]
+    manual = params["newly_manual_axes"]
 
     def body(*args: Any) -> Any:
         with ev.collecting() as stats:
             outs = [ev.array(out, eqn) for out in ev.closed(params["jaxpr"], args, position)]
+        if stats and not params["check_vma"]:
+            raise PlanError(
+                f"Statistics of {next(iter(stats))} cannot be added up over devices: inside "
+                "shard_map(check_vma=False) nothing says which values the devices share. Observe "
+                "with check_vma=True."
+            )
         # Statistics are of all devices' data: replicated ones would be counted once a device.
         return outs, {site: ev.mode.reduce(site, value) for site, value in stats.items()}
 
@@ -51,9 +59,14 @@ def shard_map_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Posit
 
 
 def _fit(weight: Any, spec: PartitionSpec, mesh: Any) -> Any:
-    q = weight.value
+    """The weight with tiles that no shard cuts, knowing which mesh axes cut its axes."""
+    shards = list(weight.shards or [()] * len(weight.stored))
+    value = weight.value
     for axis, entry in enumerate(spec):
-        shards = shards_of(entry, mesh)
-        if shards > 1 and 1 < q.tile[axis]:
-            q = retile(q, axis, math.gcd(q.tile[axis], q.shape[axis] // shards))
-    return weight.view(q, weight.axes)
+        names = entry if isinstance(entry, tuple) else () if entry is None else (entry,)
+        if names and weight.axes[axis]:
+            shards[weight.axes[axis][0]] += names
+        count = shards_of(entry, mesh)
+        if weight.quantized and count > 1 and value.tile[axis] > 1:
+            value = retile(value, axis, math.gcd(value.tile[axis], value.shape[axis] // count))
+    return dataclasses.replace(weight, value=value, shards=tuple(shards))

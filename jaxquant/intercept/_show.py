@@ -6,7 +6,7 @@ from typing import Any
 WIDTH = 100
 
 
-def size_text(n: float) -> str:
+def size_text(n: int | float) -> str:
     """Bytes in the unit that keeps three digits before the point."""
     for unit in ("B", "kB", "MB", "GB"):
         if n < 1000 or unit == "GB":

@@ -20,6 +20,7 @@ class Weight:
     none where an axis of length 1 was added. Stored axes that stand nowhere were sliced away: they
     are stack axes. `via` names the first operation that made this something other than a view of
     the parameter; it is `None` for views. `scans` are the loops that hand out one slice a step.
+    Inside a `shard_map`, `shards` are the mesh axes that cut each stored axis.
     """
 
     value: Any
@@ -28,6 +29,7 @@ class Weight:
     stored: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     via: str | None = dataclasses.field(default=None, metadata={"static": True})
     scans: tuple[Position, ...] = dataclasses.field(default=(), metadata={"static": True})
+    shards: tuple[tuple[str, ...], ...] = dataclasses.field(default=(), metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -40,6 +42,11 @@ class Weight:
     @property
     def quantized(self) -> bool:
         return isinstance(self.value, QArray)
+
+    def shards_of(self, axis: int) -> tuple[str, ...]:
+        """The mesh axes that cut the present `axis`."""
+        stored = self.axes[axis] if self.shards else ()
+        return tuple(name for s in stored for name in self.shards[s])
 
     def view(self, value: Any, axes: tuple[tuple[int, ...], ...]) -> "Weight":
         """The same parameter, seen differently."""

@@ -9,12 +9,12 @@ import math
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from ._qarray import QArray
 
 
-def shards_of(entry: Any, mesh: Mesh) -> int:
+def shards_of(entry: Any, mesh: Mesh | AbstractMesh) -> int:
     """Into how many shards one entry of a `PartitionSpec` cuts an axis."""
     if entry is None or entry is PartitionSpec.UNCONSTRAINED:
         return 1
@@ -22,7 +22,7 @@ def shards_of(entry: Any, mesh: Mesh) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
-def leaf_specs(q: QArray, spec: PartitionSpec, mesh: Mesh) -> QArray:
+def leaf_specs(q: QArray, spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> QArray:
     """The `PartitionSpec` of each leaf of `q`, for a weight placed by `spec` (logical axes).
 
     **Raises:** `ValueError` where a packed byte would straddle two shards.
@@ -45,7 +45,7 @@ def leaf_specs(q: QArray, spec: PartitionSpec, mesh: Mesh) -> QArray:
     return dataclasses.replace(q, codes=PartitionSpec(*stored), scale=scale, zero_point=zero)
 
 
-def replicated_axes(q: QArray, spec: PartitionSpec, mesh: Mesh) -> tuple[int, ...]:
+def replicated_axes(q: QArray, spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> tuple[int, ...]:
     """Logical axes that `spec` shards but on which the scales of `q` must be replicated."""
     specs = leaf_specs(q, spec, mesh)
     permutation = q.layout.permutation(q.ndim)

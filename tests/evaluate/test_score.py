@@ -57,7 +57,7 @@ def test_numpy_finds_the_same(tokens):
     difference = nll - reference_nll
     evaluation = score(model, tokens, against=reference)
     # float32 on the device: the log of a sum of 40 exponentials, and a mean of those.
-    near = {"rel": 64 * np.finfo(np.float32).eps, "abs": 1e-6}
+    near = {"rel": 64 * float(np.finfo(np.float32).eps), "abs": 1e-6}
     assert evaluation.nll_per_window == pytest.approx(tuple(nll), **near)
     assert evaluation.nll == pytest.approx(nll.mean(), **near)
     assert evaluation.kl == pytest.approx((np.exp(theirs) * (theirs - ours)).sum(-1).mean(), **near)

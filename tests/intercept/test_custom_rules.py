@@ -60,9 +60,51 @@ def test_a_rule_around_weights_alone_is_passed_through():
         return w.T
 
     transposed.defjvp(lambda p, t: (p[0].T, 2.0 * t[0].T))
-    model = Applied(lambda x, w: x @ transposed(w), (K, K))
-    variables, x = {"params": {"w": weight(K, K, contracted=(-1,))}}, inputs(5, K)
-    plan = jq.plan(model, variables, x, recipe=W8A16)
-    assert [site.site for site in plan.sites] == ["w#dot"]
-    got = wrapped(model, plan).apply(jq.quantize(variables, plan), x)
-    np.testing.assert_array_equal(got, x @ _w().T)
+    qmodel, qvariables, x = _quantized(lambda x, w: x @ transposed(w))
+    assert [site.site for site in qmodel.plan.sites] == ["w#dot"]
+    np.testing.assert_array_equal(qmodel.apply(qvariables, x), x @ _w().T)
+
+
+def test_symbolic_zeros_reach_the_users_rule():
+    seen = []
+
+    @jax.custom_jvp
+    def f(x, w):
+        return x @ w
+
+    def rule(primals, tangents):
+        seen.append([type(t).__name__ for t in tangents])
+        return f(*primals), 2.0 * (tangents[0] @ primals[1])
+
+    f.defjvp(rule, symbolic_zeros=True)
+    qmodel, qvariables, x = _quantized(f)
+    got = jax.grad(lambda x: qmodel.apply(qvariables, x).sum())(x)
+    np.testing.assert_array_equal(got, 2.0 * (jnp.ones_like(x) @ _w().T))
+    assert seen[-1][1] == "SymbolicZero"
+
+
+def test_several_outputs_and_saved_weights_of_a_custom_vjp():
+    @jax.custom_vjp
+    def f(x, w):
+        return x @ w, jnp.arange(3), x.sum()
+
+    f.defvjp(
+        lambda x, w: (f(x, w), (w, {"x": x})),
+        lambda saved, g: (g[0] @ saved[0].T + 7 * g[2] * saved[1]["x"], None),
+    )
+    qmodel, qvariables, x = _quantized(lambda x, w: f(x, w))
+    got = jax.grad(lambda x: qmodel.apply(qvariables, x)[0].sum())(x)
+    np.testing.assert_array_equal(got, jnp.ones_like(x) @ _w().T)
+    got = jax.grad(lambda x: qmodel.apply(qvariables, x)[2])(x)
+    np.testing.assert_array_equal(got, 7 * x)
+
+
+def test_second_derivatives_use_the_users_rule_twice():
+    @jax.custom_jvp
+    def f(x, w):
+        return ((x @ w) ** 2).sum()
+
+    f.defjvp(lambda p, t: (f(*p), (3.0 * (p[0] @ p[1]) * (t[0] @ p[1])).sum()))
+    qmodel, qvariables, x = _quantized(f)
+    got = jax.hessian(lambda row: qmodel.apply(qvariables, row[None]))(x[0] / 8)
+    np.testing.assert_array_equal(got, 3.0 * _w() @ _w().T)

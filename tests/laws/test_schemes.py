@@ -252,6 +252,21 @@ def test_eager_jit_vmap_and_scan_give_the_same_bits(scheme: Scheme):
     assert same_bits(back, dequantize(one(stack[0]), jnp.float32)), "in one compiled function"
 
 
+@pytest.mark.parametrize("name", ["int8 channel", "int8 tensor", "int8 zero channel"])
+def test_numbers_next_to_a_tie_get_the_same_codes_however_they_are_compiled(name: str):
+    """There a reciprocal for a division, or a fused product and sum, would show."""
+    one = functools.partial(quantize_array, scheme=SCHEMES[name], contracted=(0,))
+    w = np.asarray(normal(1024, 64)).copy()
+    scale = np.broadcast_to(np.asarray(quantize(SCHEMES[name])(jnp.asarray(w)).scale), w.shape)
+    # The largest of each column stay, and with them the scales.
+    inner = np.abs(w) < 2.0
+    ties = ((np.floor(w / scale) + 0.5) * scale).astype(np.float32)
+    nudged = (ties.view(np.int32) + np.arange(-2, 3)[np.arange(1024) % 5][:, None]).astype(np.int32)
+    x = jnp.asarray(np.where(inner, nudged.view(np.float32), w))
+    eager, compiled = one(x), jax.jit(one)(x)
+    assert all(map(same_bits, jax.tree.leaves(eager), jax.tree.leaves(compiled)))
+
+
 @every_dtype
 @every_scheme
 def test_dequantizing_is_the_product_of_code_and_scale(scheme: Scheme, dtype: jnp.dtype):

@@ -108,7 +108,7 @@ def test_runs_agree(experiment, subject, quantized, name):
     """Eager, compiled and sharded runs of one block; deeper, roundings part all that differ."""
     divergence = experiment["run_divergence"]
     rows = list(divergence.divergences(name, subject, quantized(name), LENGTH, CUTS))
-    found = {row["run"].removeprefix("1 layers, "): row for row in rows}
+    found = {row["run"].removeprefix("1-block model, "): row for row in rows}
     assert {"eager", *CUTS} < {*found}
     assert not failures(row for row in rows if "limit" in row)
     for run in SAME_BITS:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from quantized import normal, SCHEMES
 
-from jaxquant.numerics import BFLOAT16, INT8
+from jaxquant.numerics import BFLOAT16, INT4, INT8, MinMax
 from jaxquant.qarray import PER_CHANNEL, quantize_array, Scheme
 
 
@@ -44,6 +44,14 @@ def test_codes_are_chosen_for_the_scale_as_it_is_stored():
     stored = np.clip(np.rint(x / np.asarray(q.scale).astype(np.float64)), -128, 127)
     np.testing.assert_array_equal(np.asarray(q.codes).astype(int), stored)
     assert (stored != exact).any()
+
+
+def test_a_tie_goes_to_the_even_number_of_gaps_whatever_the_zero_point_is():
+    """`round(x / scale) + zero`, as GPTQ has it: here a gap is 1, and 0 is the code -7."""
+    x = jnp.asarray([[-1.0, 14.0, 0.5, 1.5, 2.5, 3.5, -0.5]])
+    q = quantize_array(x, Scheme(values=INT4, tile=PER_CHANNEL, range=MinMax(), zero_point=INT4))
+    assert (float(q.scale[0, 0]), int(q.zero_point[0, 0])) == (1.0, -7)
+    assert (np.asarray(q.codes).astype(int) + 7).tolist() == [[-1, 14, 0, 2, 2, 4, 0]]
 
 
 def test_a_ragged_group_is_refused_with_a_way_out():

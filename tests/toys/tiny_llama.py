@@ -1,4 +1,4 @@
-"""A random Llama of a thousandth of the smallest real one, as the files that the command line reads.
+"""A random Llama, a thousandth of the smallest real one, as files that the command line reads.
 
 Unlike the models of `tests/models`, its sizes are multiples of 64, so that every named recipe fits,
 and it has a tokenizer: one token a byte.

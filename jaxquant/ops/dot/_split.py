@@ -89,9 +89,10 @@ def split(operand: Any, contracted: tuple[int, ...], tiles: tuple[int, ...], dty
 def scaled_sums(call: DotCall, dtypes: tuple[Any, Any], sum_dtype: Any) -> Array:
     """The product of `call`: sums of codes in `sum_dtype`, scaled once a group in float32."""
     tiles = contracted_tiles(call)
-    sides = tuple(
-        split(operand, axes, tiles, dtype)
-        for operand, axes, dtype in zip((call.lhs, call.rhs), call.contracted, dtypes, strict=True)
+    left, right = call.contracted
+    sides = (
+        split(call.lhs, left, tiles, dtypes[0]),
+        split(call.rhs, right, tiles, dtypes[1]),
     )
     sizes = [call.lhs.shape[a] for a in call.contracted[0]]
     grouped = tuple(i for i, (n, t) in enumerate(zip(sizes, tiles, strict=True)) if n != t)
@@ -113,23 +114,23 @@ def group_sums(
 
     `grouped` says which contracted pairs of axes have several tiles, each a group axis.
     """
-    contracted = tuple(
-        tuple(side.axes[a] + (i in grouped) for i, a in enumerate(axes))
-        for side, axes in zip(sides, call.contracted, strict=True)
-    )
-    batch = tuple(
-        tuple(side.axes[a] for a in batch_axes + tuple(axes[i] for i in grouped))
-        for side, batch_axes, axes in zip(sides, call.batch, call.contracted, strict=True)
-    )
+
+    def axes_of(which: int) -> tuple[list[int], list[int]]:
+        """Contracted and batch axes of one side's factors."""
+        at, axes = sides[which].axes, call.contracted[which]
+        summed = [at[a] + (i in grouped) for i, a in enumerate(axes)]
+        return summed, [at[a] for a in (*call.batch[which], *(axes[i] for i in grouped))]
+
+    (left, left_batch), (right, right_batch) = axes_of(0), axes_of(1)
     sums = lax.dot_general(
         sides[0].factors,
         sides[1].factors,
-        (contracted, batch),
+        ((left, right), (left_batch, right_batch)),
         precision=call.precision,
         preferred_element_type=sum_dtype,
     )
     # dot_general keeps free axes in stored order; ours are wanted in logical order.
-    lead = len(batch[0])
+    lead = len(left_batch)
     order = list(range(lead))
     at = lead
     for side in (0, 1):

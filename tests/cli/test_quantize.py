@@ -1,0 +1,97 @@
+"""`jaxquant quantize`: the folder, the account of it, and the memory it takes."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny_llama
+
+from jaxquant.checkpoint import load
+from jaxquant.cli._quantize import peak_rss_bytes
+from jaxquant.models import open_model
+
+
+def size_of(folder) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("recipe", ["w8a16", "w4a16_g64", "w4a16_g64_e8", "w8a8", "fp8"])
+def test_every_named_recipe_makes_a_folder_that_opens(jaxquant, model, tmp_path, recipe):
+    ran = jaxquant("quantize", model, tmp_path / "q", "--recipe", recipe)
+    assert ran.code == 0 and ran.err == ""
+    assert recipe in ran.out and "bits a weight" in ran.out
+    opened = open_model(tmp_path / "q")
+    assert opened.plan is not None and opened.plan.recipe == recipe
+    logits = opened.ready()(np.zeros((1, 4), np.int32))
+    assert logits.shape == (1, 4, tiny_llama.VOCAB)
+    assert opened.tokenizer.decode(opened.tokenizer.encode("a word")) == "a word"
+
+
+def test_json_has_every_site_and_what_inspect_says(jaxquant, model, tmp_path):
+    out, file = tmp_path / "q", tmp_path / "q.json"
+    assert jaxquant("quantize", model, out, "--recipe", "w8a8", "--json", file).code == 0
+    result = json.loads(file.read_text())
+    assert jaxquant("inspect", out, "--json", tmp_path / "i.json").code == 0
+    for key, value in json.loads((tmp_path / "i.json").read_text()).items():
+        if key != "tensors":
+            assert result[key] == value
+    assert result["seconds"] > 0 and result["peak_rss_bytes"] > 1e7
+    sites = {site["site"]: site for site in result["sites"]}
+    # Seven matrices a layer, and the embedding's two uses.
+    assert len(sites) == 7 * tiny_llama.LAYERS + 2
+    left = sites["embed/embedding#dot"]
+    assert left["algorithm"] is left["scheme"] is None and "*embed*" in left["reason"]
+    site = sites["layers/0/mlp/down/kernel#dot"]
+    assert (site["algorithm"], site["scheme"]) == ("nearest", "int8 channel")
+    assert site["activations"] == "int8 channel"
+    # The best int8 can do on normal numbers with one scale for 128 of them.
+    assert 35 < site["errors"]["snr_db"] < 50
+
+
+def test_a_folder_of_ours_is_replaced(jaxquant, model, quantized):
+    assert jaxquant("quantize", model, quantized, "--recipe", "w4a16_g64").code == 0
+    _, plan = load(quantized)
+    assert plan.recipe == "w4a16_g64"
+
+
+def test_a_recipe_may_be_a_file(jaxquant, model, tmp_path):
+    text = 'name = "mine"\n[[rules]]\nmatch = "embed*"\nleave = true\n[[rules]]\nmatch = "*"\n'
+    (tmp_path / "mine.toml").write_text(
+        text + 'weights = { values = "int8", contracted = "all" }\n'
+    )
+    ran = jaxquant("quantize", model, tmp_path / "q", "--recipe", tmp_path / "mine.toml")
+    assert ran.code == 0 and "by mine" in ran.out
+
+
+def test_a_model_without_tokenizer_is_quantized_all_the_same(jaxquant, tmp_path, tokens):
+    path = tiny_llama.write_gguf(tmp_path / "model.gguf")
+    assert jaxquant("quantize", path, tmp_path / "q", "--recipe", "w8a16").code == 0
+    assert jaxquant("evaluate", tmp_path / "q", "--tokens", tokens).code == 0
+    (tmp_path / "a.txt").write_text("words " * 200)
+    ran = jaxquant("evaluate", tmp_path / "q", "--text", tmp_path / "a.txt")
+    assert ran.code == 2 and "tokenizer" in ran.err
+
+
+def test_peak_memory_is_that_of_this_process():
+    before = peak_rss_bytes()
+    held = np.ones(1 << 25)
+    assert peak_rss_bytes() >= before
+    assert peak_rss_bytes() > held.nbytes
+    del held
+
+
+@pytest.mark.registry
+@pytest.mark.slow
+def test_a_real_model_takes_less_than_a_gigabyte(smollm2_gguf, tmp_path):
+    out, file = tmp_path / "q", tmp_path / "q.json"
+    recipe = ["--recipe", "w4a16_g64", "--json", str(file)]
+    command = [sys.executable, "-m", "jaxquant", "quantize", str(smollm2_gguf), str(out), *recipe]
+    subprocess.run(command, check=True, capture_output=True)
+    result = json.loads(file.read_text())
+    assert result["peak_rss_bytes"] <= 1.0e9
+    assert result["parameters"] == 134_515_008
+    assert size_of(out) <= 1.03 * result["bytes"]
+    assert jax.process_count() == 1
