@@ -35,8 +35,8 @@ WEIGHT_ONLY = ("w8a16", "w4a16_g64")
 ROUNDED = ("w8a8", "fp8")
 SHALLOW = 1
 """Blocks through which runs that differ in a bit are still close; see README.md."""
-# That the float64 reference is of this model: nearer to it than any bfloat16 model by far. It is not
-# a claim about float32, whose own roundings reach 1e-4 of the largest logit at tokens where the
+# Shows that the float64 reference is of this model: it is far nearer to it than any bfloat16 model.
+# No claim about float32, whose own roundings reach 1e-4 of the largest logit at tokens where the
 # residual stream is thousands of times as large as elsewhere.
 REFERENCE_LIMIT = 1e-3
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.extend import core, source_info_util
 
 from ..qarray import dequantize, QArray
-from ._views import VIEWS
+from ._views import barrier, device_put, split, VIEWS
 from ._weight import CLOSED_OVER, is_weight, Position, roles, Weight, whole
 
 # Operations that read a weight the way a linear layer does. Those without arithmetic of ours are
@@ -26,6 +26,9 @@ SITE_OPS = {
     "ragged_dot": "ragged_dot",
     "ragged_dot_general": "ragged_dot",
 }
+
+
+MOVES = {"optimization_barrier": barrier, "device_put": device_put}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -189,8 +192,13 @@ class Evaluator:
             return RULES[name](self, eqn, operands, position)
         if name in SITE_OPS:
             return [self.site(eqn, operands, position)]
+        if name in MOVES:
+            return MOVES[name](eqn, operands)
         if name == "split" and is_weight(first) and first.via is None:
-            return _split(eqn, first)
+            try:
+                return split(eqn, first)
+            except ValueError as error:
+                return self.opaque(eqn, operands, str(error))
         if name in VIEWS and is_weight(first) and not any(map(is_weight, operands[1:])):
             if first.via is None:
                 try:
@@ -276,22 +284,6 @@ class Evaluator:
         else:
             return None, f"{eqn.primitive.name} is not computed on codes"
         return (None, found) if isinstance(found, str) else (found, None)
-
-
-def _split(eqn: Any, weight: Weight) -> list[Any]:
-    """`lax.split` as the slices that it is."""
-    from ..qarray import slice_axis
-
-    axis, sizes = eqn.params["axis"], eqn.params["sizes"]
-    outs, start = [], 0
-    if not weight.quantized:
-        parts = eqn.primitive.bind(weight.value, **eqn.params)
-        return [weight.view(part, weight.axes) for part in parts]
-    for size in sizes:
-        part = slice_axis(weight.value, axis, start, start + size)
-        outs.append(weight.view(part, weight.axes))
-        start += size
-    return outs
 
 
 def plain(value: Any) -> Any:

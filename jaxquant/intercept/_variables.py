@@ -81,8 +81,8 @@ def parameters(variables: Any) -> dict[str, Any]:
     for path, parameter, leaf in named_leaves(variables):
         if parameter and path in result:
             raise ValueError(
-                f"Two parameters are called {path!r}: a name of one holds a slash. Rename it, since "
-                "rules could not tell them apart."
+                f"Two parameters are called {path!r}: a name of one holds a slash. Rename it, "
+                "since rules could not tell them apart."
             )
         if parameter:
             result[path] = leaf
@@ -93,7 +93,7 @@ def stamped(variables: Any, fingerprint: str) -> Any:
     """The tree with the stamp of a plan."""
     stamp = PlanStamp(fingerprint)
     if isinstance(variables, nnx.State):
-        return nnx.State({**dict(variables), COLLECTION: {"plan": QuantizationState(stamp)}})
+        return nnx.State({**variables.raw_mapping, COLLECTION: {"plan": QuantizationState(stamp)}})
     return {**dict(variables), COLLECTION: {"plan": stamp}}
 
 
@@ -101,8 +101,10 @@ def unstamped(variables: Any) -> tuple[Any, str | None]:
     """The model's own variables, and the fingerprint of the plan they were quantized by."""
     if COLLECTION not in variables:
         return variables, None
-    kept = {name: value for name, value in dict(variables).items() if name != COLLECTION}
-    stamp = dict(variables)[COLLECTION]["plan"]
-    if isinstance(variables, nnx.State):
-        return nnx.State(kept), stamp.get_value().fingerprint
-    return kept, stamp.fingerprint
+    is_nnx = isinstance(variables, nnx.State)
+    # As it is stored: a State hands out its parts as States, which would be another structure.
+    own = dict(variables.raw_mapping if is_nnx else variables)
+    stamp = own.pop(COLLECTION)["plan"]
+    if is_nnx:
+        return nnx.State(own), stamp.get_value().fingerprint
+    return own, stamp.fingerprint

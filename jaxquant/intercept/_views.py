@@ -8,12 +8,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from .. import qarray
 from ..qarray import QArray
 from ..qarray._reshape import expand_dims, matching_axes, squeeze
-from ._weight import Weight
+from ._weight import is_weight, Weight
 
 
 def _apply(weight: Weight, eqn: Any, on_qarray: Callable[[QArray], QArray], *rest: Any) -> Any:
@@ -107,10 +108,13 @@ def _dynamic_slice(eqn: Any, weight: Weight, *starts: Any) -> Weight:
     return weight.view(_apply(weight, eqn, cut, *starts), weight.axes)
 
 
+def _frozen(eqn: Any, weight: Weight) -> Weight:
+    """`stop_gradient`: codes have no gradient anyway."""
+    return weight
+
+
 def _same(eqn: Any, weight: Weight) -> Weight:
     """Identities: every leaf goes through the operation by itself."""
-    import jax
-
     def bind(part: Any) -> Any:
         return eqn.primitive.bind(part, **eqn.params)
 
@@ -121,6 +125,37 @@ def _constrain(eqn: Any, weight: Weight) -> Weight:
     sharding = eqn.params["sharding"]
     value = _apply(weight, eqn, lambda q: qarray.constrain(q, sharding))
     return weight.view(value, weight.axes)
+
+
+def split(eqn: Any, weight: Weight) -> list[Weight]:
+    """`lax.split` as the slices that it is."""
+    axis, start = eqn.params["axis"], 0
+    if not weight.quantized:
+        parts = eqn.primitive.bind(weight.value, **eqn.params)
+        return [weight.view(part, weight.axes) for part in parts]
+    outs = []
+    for size in map(int, eqn.params["sizes"]):
+        part = qarray.slice_axis(weight.value, axis, start, start + size)
+        outs.append(weight.view(part, weight.axes))
+        start += size
+    return outs
+
+
+def barrier(eqn: Any, operands: list[Any]) -> list[Any]:
+    """`optimization_barrier` of everything that the operands hold."""
+    leaves, tree = jax.tree.flatten(operands)
+    return jax.tree.unflatten(tree, eqn.primitive.bind(*leaves, **eqn.params))
+
+
+def device_put(eqn: Any, operands: list[Any]) -> list[Any]:
+    """Moves each operand to where it is to go, codes and scales alike."""
+
+    def move(x: Any, to: Any) -> Any:
+        if is_weight(x) and x.quantized and isinstance(to, jax.sharding.NamedSharding):
+            return x.view(jax.device_put(x.value, qarray.shardings_like(x.value, to)), x.axes)
+        return x if to is None else jax.device_put(x, to)
+
+    return list(map(move, operands, eqn.params["devices"]))
 
 
 VIEWS: dict[str, Callable[..., Weight | None]] = {
@@ -134,6 +169,7 @@ VIEWS: dict[str, Callable[..., Weight | None]] = {
     "copy": _same,
     "copy_p": _same,
     "name": _same,
+    "stop_gradient": _frozen,
     "pvary": _same,
     "sharding_constraint": _constrain,
 }

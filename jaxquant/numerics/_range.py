@@ -57,7 +57,7 @@ def peak(x: Float[Array, "..."], axis: int | tuple[int, ...]) -> Float[Array, ".
 def symmetric_scale(
     x: Float[Array, "..."], axis: tuple[int, ...], rule: AbsMax, format: Format
 ) -> Float[Array, "..."]:
-    """The scale of each tile, which lies along `axis` of `x`: 1 for zeros, NaN where there is one."""
+    """The scale of each tile, which lies along `axis` of `x`: 1 for zeros, NaN for any NaN."""
     highest = peak(x, axis)
     match rule.convention:
         case Convention.HIGHEST:
@@ -76,7 +76,7 @@ def symmetric_scale(
 def asymmetric_scale(
     x: Float[Array, "..."], axis: tuple[int, ...], format: Format
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """The gap between codes that cover a tile and 0, and the tile's least value, or 0 if that is less.
+    """The gap between codes that cover a tile and 0, and the least value of the tile and 0.
 
     The gap is 1 for tiles of zeros, and NaN where there is one.
     """

@@ -155,7 +155,8 @@ def test_the_wrapped_call_may_itself_stand_in_a_shard_map():
     q, stamp = qvariables["params"]["w"], qvariables["jaxquant"]
 
     def body(q, x):
-        return wrapped(model, plan).apply({"params": {"w": q}, "jaxquant": stamp}, x)
+        local = wrapped(Applied(jnp.matmul, q.shape), plan)
+        return local.apply({"params": {"w": q}, "jaxquant": stamp}, x)
 
     specs = leaf_specs(q, P(None, "d"), MESH)
     got = jax.jit(_mapped(body, (specs, P()), P(None, "d")))(q, x)

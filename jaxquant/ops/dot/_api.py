@@ -51,7 +51,9 @@ def make_call(
     for operand in (lhs, rhs):
         if isinstance(operand, QArray):
             check_qarray(operand)
-    contracted, batch = (tuple(map(tuple, pair)) for pair in dimension_numbers)
+    (left_sum, right_sum), (left_batch, right_batch) = dimension_numbers
+    contracted = tuple(left_sum), tuple(right_sum)
+    batch = tuple(left_batch), tuple(right_batch)
     for left, right in zip(contracted[0] + batch[0], contracted[1] + batch[1], strict=True):
         if lhs.shape[left] != rhs.shape[right]:
             raise ValueError(

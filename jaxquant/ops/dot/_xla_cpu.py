@@ -1,4 +1,4 @@
-"""Forms of the dot that XLA's CPU compiler turns into fast loops. Measured in `experiments/cpu_dot`.
+"""Forms of the dot that XLA's CPU compiler makes fast. Measured in `experiments/cpu_dot`.
 
 CPUs multiply small integers several times faster than floats (VNNI, AMX), but XLA's CPU compiler
 reaches those instructions only by `int8 x int8 -> int32` products of several rows, and it converts
@@ -13,7 +13,8 @@ codes to floats slowly. Hence three forms, all on weights stored with their cont
 - *fp8*: both sides become bfloat16, which holds every 8-bit float exactly, and are summed in
   float32.
 
-The first is linear in `x` up to rounding, and is differentiated as the linear map that it stands for.
+The first is linear in `x` up to rounding, and is differentiated as the linear map that it stands
+for.
 """
 
 import dataclasses
