@@ -23,7 +23,7 @@ INT4 = jq.Scheme(
     values=jq.INT4,
     tile=jq.Tile(contracted=64),
     scale=jq.BFLOAT16,
-    range=jq.AbsMax(convention=jq.Convention.MIDDLE),
+    range=jq.AbsMax(convention=jq.Convention.SIGNED),
 )
 # Weights of one program are different arrays, as those of a model's layers are: enough of them that
 # even their codes do not fit a core's own cache.

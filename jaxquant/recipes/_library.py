@@ -28,9 +28,10 @@ _INT4_G64 = Scheme(
     # stored, so its 8-bit mantissa costs little; its exponent is float32's, so that a group of
     # tiny weights keeps its scale, where FLOAT16 ends at 6e-5.
     scale=BFLOAT16,
-    # As compressed-tensors and GPTQ: the largest weight of a group is clipped by half a gap at
-    # most, and the other fifteen codes lie closer together.
-    range=AbsMax(convention=Convention.MIDDLE),
+    # As ggml's Q4_0: the largest weight of a group meets -8, whatever its sign, so that no weight is
+    # clipped by more than half a gap at the other end and all sixteen codes are of use. On
+    # SmolLM2-135M the divergence is 0.8 of that of peak / 7.5, which compressed-tensors takes.
+    range=AbsMax(convention=Convention.SIGNED),
 )
 
 W8A16 = Recipe(
@@ -41,8 +42,8 @@ W8A16 = Recipe(
 
 W4A16_G64 = Recipe(
     name="w4a16_g64",
-    source="compressed-tensors preset W4A16 with groups of 64; rounding to nearest is the "
-    "baseline of GPTQ (Frantar et al. 2022, arXiv:2210.17323)",
+    source="groups of 64 rounded to nearest, the baseline of GPTQ (Frantar et al. 2022, "
+    "arXiv:2210.17323), with the range of ggml's Q4_0",
     rules=(*_LEAVE_ENDS, Rule(match="*", weights=_INT4_G64)),
 )
 
