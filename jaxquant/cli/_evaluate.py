@@ -1,6 +1,7 @@
 """`jaxquant evaluate`: how well a model predicts tokens, and how far it is from another."""
 
 import argparse
+import math
 import time
 from typing import Any
 
@@ -82,7 +83,8 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
     """
     result: dict[str, Any] = {
         "nll": evaluation.nll,
-        "perplexity": evaluation.perplexity,
+        # JSON has no infinity.
+        "perplexity": evaluation.perplexity if evaluation.perplexity < math.inf else None,
         "nll_per_window": list(evaluation.nll_per_window),
         "tokens": evaluation.tokens,
         "seconds": evaluation.seconds,

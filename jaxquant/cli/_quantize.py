@@ -37,6 +37,11 @@ def run_quantize(arguments: argparse.Namespace) -> None:
             "Quantize the model that it was made from."
         )
     plan = plan_for(opened, recipe)
+    if not plan.leaves:
+        raise ValueError(
+            f"The recipe {recipe.name!r} leaves every weight of {arguments.model} as it is. Give "
+            "at least one of its rules `weights`."
+        )
     check_out(arguments.out)
     with bar("quantizing") as progress:
         qvariables = quantize(opened.variables, plan, progress=counted(progress, plan))

@@ -11,6 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.extend import core, source_info_util
 
 from ..qarray import dequantize, QArray
@@ -180,7 +182,7 @@ class Evaluator:
 
     def _depends_on_nothing(self, value: Any) -> bool:
         """Whether a value, such as a mask, is the same whatever the arguments are."""
-        return not isinstance(value, jax.core.Tracer) or id(value) in self._constants
+        return not isinstance(value, Tracer) or id(value) in self._constants
 
     def weighted(self, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
         """An equation that reads at least one weight."""
@@ -290,6 +292,9 @@ def plain(value: Any) -> Any:
     """The array that a value stands for."""
     if is_weight(value):
         value = value.value
+    if isinstance(value, np.ndarray):
+        # Called outside of `jit`, a jaxpr's arguments and constants may be NumPy's.
+        return jnp.asarray(value)
     return dequantize(value) if isinstance(value, QArray) else value
 
 
@@ -312,7 +317,7 @@ def _last_uses(jaxpr: Any) -> list[list[Any]]:
 def shape_of(value: Any) -> Any:
     """Shape and dtype of an array, for tracing in its place."""
     leaf = value.codes if isinstance(value, QArray) else value
-    if isinstance(leaf, jax.core.Tracer) and jax.typeof(leaf).manual_axis_type.varying:
-        # Inside a `shard_map` only an array can say what varies. It is not computed: no one reads it.
+    if isinstance(leaf, Tracer) and jax.typeof(leaf).manual_axis_type.varying:
+        # Inside a `shard_map` only an array can say what varies. Nobody reads its values.
         return plain(value)
     return jax.ShapeDtypeStruct(value.shape, value.dtype)

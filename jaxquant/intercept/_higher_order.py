@@ -4,7 +4,7 @@ Each rule rebuilds the primitive with JAX's public function for it, around a bod
 with weights.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,7 +46,8 @@ def _constrained(value: Any, sharding: Any) -> Any:
     if not isinstance(sharding, jax.sharding.Sharding):
         return value
     if isinstance(plain_value := getattr(value, "value", value), QArray):
-        return value.view(constrain(plain_value, sharding), value.axes)
+        if isinstance(sharding, jax.sharding.NamedSharding):
+            return value.view(constrain(plain_value, sharding), value.axes)
     return jax.tree.map(lambda x: lax.with_sharding_constraint(x, sharding), value)
 
 

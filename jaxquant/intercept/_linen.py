@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 from flax.core.scope import Scope
 from flax.linen import module as linen_module
+from jax.extend import source_info_util
 
 from ..qarray import is_qarray, QArray
 from ._evaluate import Evaluator
@@ -227,7 +228,8 @@ def _take_over(
     _inside.takeover = takeover
     _set_interceptors(takeover.inner)
     try:
-        out, written = run(function, variables, paths, args, kwargs, evaluator, is_codes)
+        with _outside_of(context):
+            out, written = run(function, variables, paths, args, kwargs, evaluator, is_codes)
     finally:
         _set_interceptors(takeover.all)
         _inside.takeover = before
@@ -237,10 +239,20 @@ def _take_over(
     return out
 
 
+def _outside_of(context: Any) -> Any:
+    """The name stack without the module's own name, which the copy will put there again."""
+    names = source_info_util.current_name_stack()
+    own = linen_module._derive_profiling_name(context.module, context.orig_method.func)
+    if names.stack and getattr(names.stack[-1], "name", None) == own:
+        names = type(names)(names.stack[:-1])
+    return source_info_util.user_context(None, name_stack=names)
+
+
 def _uncapture(module: nn.Module, method: str) -> None:
     """Takes back what `capture_intermediates` kept of the outermost call: Flax will keep it too."""
     stack = linen_module._context.capture_stack
     if stack and stack[-1] and stack[-1](module, method):
+        assert module.scope is not None
         kept = module.scope._mutable_collection("intermediates")
         kept[method] = kept[method][:-1]
         if not kept[method]:

@@ -115,24 +115,26 @@ def _unchanged(init: Sequence[Any], body: Callable[..., list[Any]], *rest: Any) 
     out, until the rest holds. `body(evaluator, carry, *rest)` starts with the next carry.
     """
 
-    def array(x: Any) -> Any:
-        return x.value if is_weight(x) else x
+    def shape(x: Any) -> Any:
+        x = x.value if is_weight(x) else x
+        return shape_of(x) if hasattr(x, "shape") else x
 
     fixed = {i: init[i] for i in _alone(init)}
     while fixed:
-        moving = [shape_of(array(x)) for i, x in enumerate(init) if i not in fixed]
-        kept: dict[int, Any] = {}
+        moving = [shape(x) for i, x in enumerate(init) if i not in fixed]
+        kept: set[int] = set()
 
-        def step(fixed: dict[int, Any], moving: Sequence[Any], *rest: Any) -> None:
+        def step(
+            fixed: dict[int, Any], moving: Sequence[Any], *rest: Any, kept: set[int] = kept
+        ) -> None:
             full = _interleave(fixed, moving, len(init))
             outs = body(Evaluator(ListSites()), full, *rest)
-            kept.clear()
-            kept.update((i, init[i]) for i in fixed if same_view(outs[i], fixed[i]))
+            kept.update(i for i in fixed if same_view(outs[i], fixed[i]))
 
         jax.eval_shape(step, fixed, moving, *rest)
         if len(kept) == len(fixed):
             break
-        fixed = kept
+        fixed = {i: init[i] for i in sorted(kept)}
     return fixed
 
 

@@ -138,11 +138,13 @@ class Infer:
         leaf = self.plan.by_path[weight.path]
         if leaf.elsewhere == "dequantize" or not self.rounding:
             return plain(weight)
-        where = "" if eqn is None else f", at {source_info_util.summarize(eqn.source_info)}"
+        where = ""
+        if eqn is not None:
+            where = f", at {source_info_util.summarize(eqn.source_info)}"
+            reason = reason or f"{eqn.primitive.name} reads it"
         raise PlanError(
             f"{weight.path} is quantized, but needed as an array{where}: "
-            f"{reason or f'{eqn.primitive.name} reads it'}. "
-            "Say elsewhere='dequantize' in its rule, or leave it as it is."
+            f"{reason}. Say elsewhere='dequantize' in its rule, or leave it as it is."
         )
 
     def merge(self, site: str, a: Any, b: Any) -> Any:
@@ -237,4 +239,6 @@ def _whole_axis(x: Any, axis: int, names: tuple[str, ...]) -> Any:
     shape = list(x.shape)
     shape[axis] *= lax.axis_size(names)
     start = lax.axis_index(names) * size
-    return lax.psum(lax.dynamic_update_slice_in_dim(jnp.zeros(shape, x.dtype), x, start, axis), names)
+    return lax.psum(
+        lax.dynamic_update_slice_in_dim(jnp.zeros(shape, x.dtype), x, start, axis), names
+    )

@@ -204,7 +204,7 @@ def _site_plan(recipe: Recipe, use: Any, avals: dict[str, Any]) -> SitePlan:
         reason = "closed over: not among the model's variables"
     elif rule is not None and rule.weights is None:
         reason = reason or f"left by the rule {rule.match!r}"
-    elif rule is not None and reason is None:
+    elif rule is not None and rule.weights is not None and reason is None:
         weights = rule.weights
         # A lookup multiplies nothing: there is no activation to round.
         activations = rule.activations if use.op == "dot" else None

@@ -72,6 +72,15 @@ def _squeeze(eqn: Any, weight: Weight) -> Weight:
     return weight.view(value, tuple(s for a, s in enumerate(weight.axes) if a not in drop))
 
 
+def _sum(eqn: Any, weight: Weight) -> Weight | None:
+    """A sum over axes of length 1 drops them."""
+    drop = tuple(eqn.params["axes"])
+    if any(weight.shape[a] != 1 for a in drop):
+        return None
+    value = _apply(weight, eqn, lambda q: squeeze(q, drop))
+    return weight.view(value, tuple(s for a, s in enumerate(weight.axes) if a not in drop))
+
+
 def _broadcast(eqn: Any, weight: Weight) -> Weight | None:
     shape = tuple(eqn.params["shape"])
     where = tuple(eqn.params["broadcast_dimensions"])
@@ -115,6 +124,7 @@ def _frozen(eqn: Any, weight: Weight) -> Weight:
 
 def _same(eqn: Any, weight: Weight) -> Weight:
     """Identities: every leaf goes through the operation by itself."""
+
     def bind(part: Any) -> Any:
         return eqn.primitive.bind(part, **eqn.params)
 
@@ -163,6 +173,7 @@ VIEWS: dict[str, Callable[..., Weight | None]] = {
     "convert_element_type": _convert,
     "reshape": _reshape,
     "squeeze": _squeeze,
+    "reduce_sum": _sum,
     "broadcast_in_dim": _broadcast,
     "slice": _slice,
     "dynamic_slice": _dynamic_slice,

@@ -1,4 +1,4 @@
-"""A parameter on its way through a model: its value, where it came from, what became of its axes."""
+"""A parameter on its way through a model: its value, its origin, what became of its axes."""
 
 import dataclasses
 from typing import Any
@@ -16,11 +16,12 @@ Position = tuple[int | str, ...]
 class Weight:
     """An array or QArray that is derived from the parameter at `path`.
 
-    `stored` is the shape of the parameter. `axes[i]` are the stored axes that present axis `i` is made of: several where axes were merged,
-    none where an axis of length 1 was added. Stored axes that stand nowhere were sliced away: they
-    are stack axes. `via` names the first operation that made this something other than a view of
-    the parameter; it is `None` for views. `scans` are the loops that hand out one slice a step.
-    Inside a `shard_map`, `shards` are the mesh axes that cut each stored axis.
+    `stored` is the shape of the parameter. `axes[i]` are the stored axes that present axis `i` is
+    made of: several where axes were merged, none where an axis of length 1 was added. Stored axes
+    that stand nowhere were sliced away: they are stack axes. `via` names the first operation that
+    made this something other than a view of the parameter; it is `None` for views. `scans` are the
+    loops that hand out one slice a step. Inside a `shard_map`, `shards` are the mesh axes that cut
+    each stored axis.
     """
 
     value: Any

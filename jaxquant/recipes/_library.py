@@ -28,9 +28,9 @@ _INT4_G64 = Scheme(
     # stored, so its 8-bit mantissa costs little; its exponent is float32's, so that a group of
     # tiny weights keeps its scale, where FLOAT16 ends at 6e-5.
     scale=BFLOAT16,
-    # As ggml's Q4_0: the largest weight of a group meets -8, whatever its sign, so that no weight is
-    # clipped by more than half a gap at the other end and all sixteen codes are of use. On
-    # SmolLM2-135M the divergence is 0.8 of that of peak / 7.5, which compressed-tensors takes.
+    # As ggml's Q4_0: the largest weight of a group meets -8, whatever its sign, so that all sixteen
+    # codes are of use; a weight of about that size and the other sign is clipped, by a gap at most.
+    # On SmolLM2-135M the divergence is 0.8 of that of peak / 7.5, which compressed-tensors takes.
     range=AbsMax(convention=Convention.SIGNED),
 )
 

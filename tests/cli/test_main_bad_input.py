@@ -113,6 +113,13 @@ def test_recipes_and_models_that_are_not_there(refused, tmp_path, model):
     assert "config.json" in refused("inspect", tmp_path / "empty")
 
 
+def test_a_recipe_that_does_nothing(refused, tmp_path, model):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('name = "mine"\n[[rules]]\nmatch = "*"\nleave = true\n')
+    line = refused("quantize", model, tmp_path / "q", "--recipe", recipe)
+    assert "'mine' leaves every weight" in line
+
+
 def test_places_that_cannot_be_written_to(refused, tmp_path, model):
     other = tmp_path / "other"
     other.mkdir()

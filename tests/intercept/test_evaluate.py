@@ -1,4 +1,4 @@
-"""The walk over a model's equations: site ids, names and lines of the user, and what XLA compiles."""
+"""The walk over a model's equations: site ids, the user's names and lines, what XLA compiles."""
 
 import dataclasses
 import re
@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import Applied, inputs, W8, W8A16, W8A8, weight, wrapped
+from exact import Applied, inputs, W8, W8A8, W8A16, weight, wrapped
 from flax import linen as nn
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from linen_models import Scanned
 
 import jaxquant as jq
 from jaxquant.intercept import PlanStamp
@@ -55,7 +54,9 @@ def test_each_site_does_what_its_own_plan_says():
 
     want = jq.dot(rounded(x), q), (x + 0.25) @ jq.dequantize(q), jq.dot(rounded(x + 0.5), q)
     for found, expected in zip(got, want, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * float(jnp.abs(want[0]).max()))
+        np.testing.assert_allclose(
+            found, expected, rtol=0, atol=1e-6 * float(jnp.abs(want[0]).max())
+        )
     assert jnp.abs(got[0] - x @ jq.dequantize(q)).max() > 0.01
 
 
@@ -154,7 +155,9 @@ def _moves(text, at_least):
     """Instructions that only move or convert so many elements or more, outside of fusions."""
     found = []
     for line in text.splitlines():
-        match = re.match(r"\s*(?:ROOT )?%?\S+ = \w+\[([\d,]+)\]\S* (copy|transpose|convert|reshape)\(", line)
+        match = re.match(
+            r"\s*(?:ROOT )?%?\S+ = \w+\[([\d,]+)\]\S* (copy|transpose|convert|reshape)\(", line
+        )
         if match and np.prod([int(n) for n in match[1].split(",")]) >= at_least:
             found.append(line.strip())
     return found
@@ -230,9 +233,7 @@ def test_effects_inside_survive():
 
 def test_platform_dependent_branches_are_lowered_for_their_platform():
     def function(x, w):
-        return lax.platform_dependent(
-            x, cpu=lambda x: x @ w, default=lambda x: 2 * (x @ w)
-        )
+        return lax.platform_dependent(x, cpu=lambda x: x @ w, default=lambda x: 2 * (x @ w))
 
     model, plan, qvariables = _setting(function)
     got = jax.jit(wrapped(model, plan).apply)(qvariables, X)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import Applied, assert_close, dequantized, inputs, LOWEST, W8A16, W8A8, weight, wrapped
+from exact import Applied, assert_close, dequantized, inputs, LOWEST, W8A8, W8A16, weight, wrapped
 from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from linen_models import D, Scanned
@@ -107,7 +107,9 @@ class Sharded(nn.Module):
         return jnp.clip(x @ up, -4, 4) @ down
 
 
-SHARDINGS = {"params": {"up": NamedSharding(MESH, P(None, "d")), "down": NamedSharding(MESH, P("d"))}}
+SHARDINGS = {
+    "params": {"up": NamedSharding(MESH, P(None, "d")), "down": NamedSharding(MESH, P("d"))}
+}
 
 
 def _sharded(scheme, k=16):

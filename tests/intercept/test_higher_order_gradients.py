@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import Applied, dequantized, inputs, W8A16, W8A8, weight, wrapped
+from exact import Applied, dequantized, inputs, W8A8, W8A16, weight, wrapped
 from transforms import K, ROWS
 
 import jaxquant as jq
@@ -41,9 +41,9 @@ def test_forward_derivatives_equal_those_of_the_plain_model(row):
     plain = dequantized(qvariables)
     tangent = inputs(*x.shape, seed=3)
     _, want = jax.jvp(lambda x: _loss(model, 1)(plain, x), (x,), (tangent,))
-    _, got = jax.jit(
-        lambda q, x: jax.jvp(lambda x: _loss(qmodel, 1)(q, x), (x,), (tangent,))
-    )(qvariables, x)
+    _, got = jax.jit(lambda q, x: jax.jvp(lambda x: _loss(qmodel, 1)(q, x), (x,), (tangent,)))(
+        qvariables, x
+    )
     assert float(want) != 0
     _assert_close(got, want)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import assert_close, dequantized, W8, W8A16, W8A8
+from exact import assert_close, dequantized, W8, W8A8, W8A16
 from flax import linen as nn
 from linen_models import Block, Case, CASES, Crossed, D, Decode, InSetup, Scanned, Tied
 
@@ -60,7 +60,9 @@ def test_the_axis_of_scanned_layers_is_found_and_has_scales_of_its_own(axis):
     assert site.roles == tuple(want)
     q = qvariables["params"]["layers"]["Dense_0"]["kernel"]
     assert q.shape == variables["params"]["layers"]["Dense_0"]["kernel"].shape
-    assert q.scale.shape == tuple(1 if r == "contracted" else n for r, n in zip(want, q.shape))
+    assert q.scale.shape == tuple(
+        1 if r == "contracted" else n for r, n in zip(want, q.shape, strict=True)
+    )
     stats = jq.observe(case.model, variables, [case.args])
     assert stats["layers/Dense_0/kernel#dot"]["peak"].shape == (3, D)
     assert stats["layers/Dense_1/kernel#dot"]["peak"].shape == (3, 2 * D)
@@ -72,7 +74,7 @@ def test_observed_layers_see_what_the_unrolled_layers_see():
     stats = jq.observe(case.model, variables, [case.args])["layers/Dense_0/kernel#dot"]
     x = case.args[0]
     for i in range(3):
-        layer = jax.tree.map(lambda leaf: leaf[i], variables["params"]["layers"])
+        layer = jax.tree.map(lambda leaf, i=i: leaf[i], variables["params"]["layers"])
         normed = nn.LayerNorm().apply({"params": layer["LayerNorm_0"]}, x)
         assert_close(stats["peak"][i], jnp.abs(normed).max(0))
         assert_close(stats["moments"]["square"][i], jnp.square(normed).sum(0))

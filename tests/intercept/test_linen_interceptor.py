@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import assert_close, dequantized, W8, W8A16, W8A8
+from exact import assert_close, dequantized, W8, W8A8, W8A16
 from flax import linen as nn
 from linen_models import Block, CASES, D, InSetup, Normed, Scanned, Sown
 
@@ -26,9 +26,7 @@ def _quantized(model, *args, recipe=W8A16, left=(), **options):
     variables = dict(jax.jit(lambda *args: model.init(rngs, *args, **kept))(*args))
     variables.pop("intermediates", None)
     rules = (*(jq.Rule(match=path, optional=True) for path in left), *recipe.rules)
-    plan = jq.plan(
-        model, variables, *args, recipe=jq.Recipe(name="r", rules=rules), **options
-    )
+    plan = jq.plan(model, variables, *args, recipe=jq.Recipe(name="r", rules=rules), **options)
     return variables, plan, jq.quantize(variables, plan)
 
 
@@ -111,9 +109,7 @@ class PartlyScanned(nn.Module):
             with nn.intercept_methods(jq.interceptor(self.plan)):
                 return block(x)
 
-        scan = nn.scan(
-            body, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
-        )
+        scan = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
         return scan(Block(name="block"), x)[0]
 
 
@@ -123,16 +119,24 @@ def test_a_submodule_can_be_taken_over_inside_a_lifted_scan():
     qvariables = jq.quantize(variables, plan)
     got = jax.jit(PartlyScanned(plan=plan).apply)(qvariables, X)
     assert_close(got, PartlyScanned().apply(dequantized(qvariables), X))
-    other = jq.plan(PartlyScanned(), variables, X, recipe=jq.Recipe(
-        name="tensor", rules=(jq.Rule(match="*", weights=dataclasses.replace(
-            W8, tile=jq.PER_TENSOR)),)))
+    other = jq.plan(
+        PartlyScanned(),
+        variables,
+        X,
+        recipe=jq.Recipe(
+            name="tensor",
+            rules=(jq.Rule(match="*", weights=dataclasses.replace(W8, tile=jq.PER_TENSOR)),),
+        ),
+    )
     with pytest.raises(jq.PlanError, match="not what the plan"):
         PartlyScanned(plan=other).apply(qvariables, X)
 
 
 def _recorder(calls, name):
     def record(next_fun, args, kwargs, context):
-        calls.append((name, type(context.module).__name__, context.module.path, context.method_name))
+        calls.append(
+            (name, type(context.module).__name__, context.module.path, context.method_name)
+        )
         return next_fun(*args, **kwargs)
 
     return record

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import assert_close, W8, W8A16, W8A8
+from exact import assert_close, W8, W8A8, W8A16
 from flax import nnx
 from nnx_models import Attending, D, Layer, Listed, MLP, Scanned, Tied
 
@@ -16,7 +16,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWar
 X = jax.random.normal(jax.random.key(5), (4, D))
 IDS = jnp.array([[1, 2, 10], [0, 5, 1]])
 MODELS = {MLP: X, Tied: IDS, Listed: X, Scanned: X}
-every_model = pytest.mark.parametrize("kind, x", MODELS.items(), ids=lambda v: getattr(v, "__name__", ""))
+every_model = pytest.mark.parametrize(
+    "kind, x", MODELS.items(), ids=lambda v: getattr(v, "__name__", "")
+)
 
 
 def _plain(model, qvariables):

@@ -1,62 +1,43 @@
-"""Statistics add up: over batches, and with nothing."""
+"""Observers: statistics that add up over batches and devices."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exact import inputs
 
-from jaxquant.intercept import Gram, Moments, Peak
+import jaxquant as jq
 
-OBSERVERS = pytest.mark.parametrize("observer", [Moments(), Peak(), Gram()], ids=lambda o: o.name)
-FIRST = jax.random.normal(jax.random.key(0), (3, 7, 5))
-SECOND = jax.random.normal(jax.random.key(1), (3, 4, 5))
-
-
-@OBSERVERS
-def test_statistics_of_two_batches_merge_into_those_of_both(observer):
-    merged = observer.merge(observer.measure(FIRST), observer.measure(SECOND))
-    both = observer.measure(jnp.concatenate([FIRST, SECOND], axis=1))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), merged, both)
+OBSERVERS = (jq.Moments(), jq.Peak(), jq.Gram())
+every_observer = pytest.mark.parametrize("observer", OBSERVERS, ids=lambda o: o.name)
+A, B = inputs(5, 6), inputs(3, 6, seed=2)
 
 
-@OBSERVERS
-def test_what_is_empty_adds_nothing(observer):
-    stats = observer.measure(FIRST)
-    shapes = jax.eval_shape(observer.measure, FIRST)
-    merged = observer.merge(observer.empty(shapes), stats)
-    jax.tree.map(np.testing.assert_array_equal, merged, stats)
+def _assert_equal(got, want):
+    jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-@OBSERVERS
-def test_stack_axes_stay_apart(observer):
-    together = observer.measure(FIRST)
-    apart = [observer.measure(x) for x in FIRST]
-    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *apart)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), together, stacked)
+@every_observer
+def test_statistics_of_batches_add_up_to_those_of_all_rows(observer):
+    merged = observer.merge(observer.measure(A), observer.measure(B))
+    _assert_equal(merged, observer.measure(jnp.concatenate([A, B])))
 
 
-@OBSERVERS
-def test_devices_reduce_to_the_statistics_of_all_rows(observer):
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    rows = jax.random.normal(jax.random.key(2), (8, 5))
-    spec = jax.sharding.PartitionSpec
-
-    def local(x):
-        return jax.tree.map(lambda s: observer.reduce(s, ("data",)), observer.measure(x))
-
-    reduced = jax.shard_map(local, mesh=mesh, in_specs=spec("data"), out_specs=spec())
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        jax.jit(reduced)(rows),
-        observer.measure(rows),
-    )
+@every_observer
+def test_nothing_seen_changes_nothing(observer):
+    seen = observer.measure(A)
+    _assert_equal(observer.merge(observer.empty(jax.eval_shape(lambda: seen)), seen), seen)
 
 
-def test_each_measures_what_its_name_says():
-    x = FIRST[0]
-    moments = Moments().measure(x)
-    np.testing.assert_allclose(moments["rows"], 7.0)
-    np.testing.assert_allclose(moments["magnitude"], np.abs(x).sum(0), rtol=1e-6)
-    np.testing.assert_allclose(moments["square"], np.square(x).sum(0), rtol=1e-6)
-    np.testing.assert_array_equal(Peak().measure(x), np.abs(x).max(0))
-    np.testing.assert_allclose(Gram().measure(x), np.asarray(x).T @ np.asarray(x), rtol=1e-5)
+@every_observer
+def test_a_stack_is_measured_slice_by_slice(observer):
+    stack = jnp.stack([A, A + 1, 2 * A])
+    _assert_equal(observer.measure(stack), jax.vmap(observer.measure)(stack))
+
+
+def test_what_is_measured_by_hand():
+    x = jnp.array([[1.0, -2.0], [3.0, 0.5]])
+    moments, peak, gram = (o.measure(x) for o in OBSERVERS)
+    _assert_equal(moments, {"rows": 2.0, "magnitude": [4.0, 2.5], "square": [10.0, 4.25]})
+    _assert_equal(peak, [3.0, 2.0])
+    _assert_equal(gram, [[10.0, -0.5], [-0.5, 4.25]])

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-from exact import Applied, inputs, W8, W8A16, W8A8, weight
+from exact import Applied, inputs, W8, W8A8, W8A16, weight
 from flax import linen as nn
 
 import jaxquant as jq

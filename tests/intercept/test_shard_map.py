@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import Applied, dequantized, inputs, LOWEST, W8, W8A16, W8A8, weight, wrapped
+from exact import Applied, dequantized, inputs, LOWEST, W8, W8A8, W8A16, weight, wrapped
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
@@ -36,9 +36,7 @@ def data(x, w):
 
 
 def experts(x, w):
-    return _mapped(
-        lambda x, w: jnp.einsum("enk,ekf->enf", x, w), (P("d"), P("d")), P("d")
-    )(x, w)
+    return _mapped(lambda x, w: jnp.einsum("enk,ekf->enf", x, w), (P("d"), P("d")), P("d"))(x, w)
 
 
 def layered(x, w):
@@ -93,9 +91,9 @@ def test_infer_equals_the_plain_model_on_dequantized_weights(name):
 @every_case
 def test_statistics_are_those_of_all_devices_data_counted_once(name):
     model, _, variables, _, x = _setting(name)
-    stats = jq.observe(
-        model, variables, [(x,)], observers=(jq.Moments(), jq.Peak(), jq.Gram())
-    )["w#dot"]
+    stats = jq.observe(model, variables, [(x,)], observers=(jq.Moments(), jq.Peak(), jq.Gram()))[
+        "w#dot"
+    ]
     rows = x.reshape(*x.shape[:-2], -1, x.shape[-1])
     np.testing.assert_array_equal(stats["moments"]["rows"], np.full(x.shape[:-2], rows.shape[-2]))
     np.testing.assert_array_equal(stats["moments"]["magnitude"], jnp.abs(rows).sum(-2))
@@ -116,7 +114,9 @@ def test_sharded_variables_give_the_same(name):
 def test_each_device_rounds_its_own_part_of_the_activations():
     model, plan, _, qvariables, x = _setting("row", W8A8)
     got = jq.wrap(model, plan, backend="reference").apply(qvariables, x)
-    parts = zip(jnp.split(x, DEVICES, 1), jnp.split(qvariables["params"]["w"].codes, DEVICES), strict=True)
+    parts = zip(
+        jnp.split(x, DEVICES, 1), jnp.split(qvariables["params"]["w"].codes, DEVICES), strict=True
+    )
     scale = qvariables["params"]["w"].scale
     want = sum(
         jq.dequantize(jq.quantize_activation(part, W8, contracted=(1,)))
@@ -149,7 +149,11 @@ def test_a_sharded_stack_of_layers_is_refused():
 
 
 def test_the_wrapped_call_may_itself_stand_in_a_shard_map():
-    model, variables, x = Applied(jnp.matmul, (16, 8)), {"params": {"w": weight(16, 8)}}, inputs(8, 16)
+    model, variables, x = (
+        Applied(jnp.matmul, (16, 8)),
+        {"params": {"w": weight(16, 8)}},
+        inputs(8, 16),
+    )
     plan = jq.plan(model, variables, x, recipe=W8A16)
     qvariables = jq.quantize(variables, plan)
     q, stamp = qvariables["params"]["w"], qvariables["jaxquant"]
@@ -172,7 +176,11 @@ def test_a_users_rule_inside_stays_in_force():
 
     f.defjvp(lambda p, t: (f(*p), 2.0 * (t[0] @ p[1])))
     function = _mapped(f, (P("d"), P()), P("d"))
-    model, variables, x = Applied(function, (16, 8)), {"params": {"w": weight(16, 8)}}, inputs(8, 16)
+    model, variables, x = (
+        Applied(function, (16, 8)),
+        {"params": {"w": weight(16, 8)}},
+        inputs(8, 16),
+    )
     plan = jq.plan(model, variables, x, recipe=W8A16)
     qvariables = jq.quantize(variables, plan)
     got = jax.jit(jax.grad(lambda x: wrapped(model, plan).apply(qvariables, x).sum()))(x)

@@ -2,7 +2,7 @@
 
 import jax
 import pytest
-from exact import inputs, W8, W8A16, W8A8
+from exact import inputs, W8, W8A8, W8A16
 from flax import linen as nn
 from linen_models import CASES
 
@@ -50,6 +50,4 @@ def test_long_paths_keep_their_ends_and_reasons_are_told_in_full():
 
 
 def test_totals_come_last():
-    assert str(_deep_plan()).splitlines()[-1] == (
-        "2 sites, 1 parameters quantized, 544 B -> 384 B"
-    )
+    assert str(_deep_plan()).splitlines()[-1] == ("2 sites, 1 parameters quantized, 544 B -> 384 B")

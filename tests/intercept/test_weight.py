@@ -1,4 +1,4 @@
-"""Roles are read at the op and carried back to the stored axes."""
+"""Weights on their way through a model, and the roles of their axes."""
 
 import dataclasses
 
@@ -6,42 +6,52 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxquant.intercept._weight import is_weight, roles, same_view, whole
+from jaxquant.intercept._weight import is_weight, roles, same_view, Weight, whole
 
-W = whole(jnp.zeros((3, 4, 5)), "w")
+
+def _weight(axes, stored=(2, 3, 4)):
+    shape = [1 if not a else stored[a[0]] for a in axes]
+    return Weight(value=jnp.zeros(shape), path="w", axes=axes, stored=stored)
 
 
 @pytest.mark.parametrize(
     "axes, contracted, batch, expected",
     [
         (((0,), (1,), (2,)), (1,), (0,), ("batch", "contracted", "kept")),
-        (((2,), (1,)), (1,), (), ("stack", "contracted", "kept")),
-        (((0, 1), (2,)), (0,), (), ("contracted", "contracted", "kept")),
-        (((), (0,), (1,), (2,)), (0, 3), (), ("kept", "kept", "contracted")),
-        (((1,), (1,), (2,)), (0, 1), (), ("stack", "contracted", "kept")),
+        (((2,), (0,)), (0,), (), ("kept", "stack", "contracted")),
+        (((), (0, 1), (2,)), (1,), (), ("contracted", "contracted", "kept")),
+        (((1,), (1,)), (), (), ("stack", "kept", "stack")),
     ],
 )
-def test_roles_follow_the_axes(axes, contracted, batch, expected):
-    assert roles(dataclasses.replace(W, axes=axes), contracted, batch) == expected
+def test_roles_are_carried_back_to_the_stored_axes(axes, contracted, batch, expected):
+    assert roles(_weight(axes), contracted, batch) == expected
 
 
-def test_an_axis_that_is_split_into_two_roles_has_none():
-    split = dataclasses.replace(W, axes=((0,), (1,), (1,), (2,)))
-    assert roles(split, (2,), ()) == "axis 1 of the parameter is split into kept and contracted"
+def test_an_axis_that_plays_two_roles_has_none():
+    assert "axis 1 of the parameter is split into" in roles(_weight(((1,), (1,))), (0,), ())
 
 
-def test_a_weight_is_a_pytree_whose_provenance_is_static():
-    leaves, tree = jax.tree.flatten(W)
-    again = jax.tree.unflatten(tree, leaves)
-    assert len(leaves) == 1 and is_weight(again)
-    assert (again.path, again.axes, again.stored) == (W.path, W.axes, W.stored)
+def test_a_whole_parameter_has_its_own_axes():
+    w = whole(jnp.zeros((2, 3)), "w")
+    assert (w.axes, w.stored, w.shape, w.via) == (((0,), (1,)), (2, 3), (2, 3), None)
 
 
-def test_two_views_are_the_same_only_if_nothing_of_them_differs():
-    assert same_view(W, whole(jnp.ones((3, 4, 5)), "w"))
-    assert not same_view(W, whole(jnp.zeros((3, 4, 5)), "v"))
-    assert not same_view(W, dataclasses.replace(W, axes=((1,), (0,), (2,))))
-    assert not same_view(W, dataclasses.replace(W, scans=((0,),)))
-    derived = dataclasses.replace(W, via="tanh")
-    assert not same_view(derived, derived)
-    assert not same_view(W, W.value)
+def test_the_same_view_is_of_the_same_axes_as_a_whole():
+    w = whole(jnp.zeros((3, 3)), "w")
+    assert same_view(w, w.view(w.value + 1, w.axes))
+    assert not same_view(w, w.view(w.value, w.axes[::-1]))
+    assert not same_view(w, w.view(w.value[:2], w.axes))
+    assert not same_view(w, w.value) and not same_view(w, whole(w.value, "v"))
+
+
+def test_weights_are_pytrees_of_their_arrays():
+    w = whole(jnp.zeros((2, 3)), "w")
+    (leaf,), tree = jax.tree.flatten(w)
+    assert leaf.shape == (2, 3) and is_weight(jax.tree.unflatten(tree, [leaf]))
+
+
+def test_shards_are_those_of_the_stored_axes():
+    w = whole(jnp.zeros((2, 3)), "w")
+    assert w.shards_of(0) == ()
+    cut = dataclasses.replace(w, shards=(("a", "b"), ()))
+    assert cut.view(w.value.T, w.axes[::-1]).shards_of(1) == ("a", "b")

@@ -1,7 +1,7 @@
 """Arrays on which quantization and every sum are exact, so that laws hold to the bit.
 
 A weight's entries are whole numbers, and along each contracted axis one of them is -128, which sets
-the scale: int8 codes hold them with a scale of 1. Inputs are small whole numbers. Their products and sums
+the scale: int8 codes hold them with a scale of 1. Inputs are small whole numbers. Products and sums
 are whole numbers below 2**24, which float32 holds, in whatever order they are summed.
 """
 

@@ -306,7 +306,10 @@ ROWS = (
     Row(name="scan remat cond", function=scan_remat_cond, shape=MANY, seen=each, stacked=True),
     Row(name="jit in scan", function=jit_in_scan, shape=MANY, seen=each, stacked=True),
     Row(
-        name="scan in scan", function=scan_in_scan, shape=(2, 2, K, K), seen=each_of_each,
+        name="scan in scan",
+        function=scan_in_scan,
+        shape=(2, 2, K, K),
+        seen=each_of_each,
         stacked=True,
     ),
     Row(

@@ -27,13 +27,14 @@ def take(
 
     **Raises:** `ValueError` for a mode that `jnp.take` does not have.
     """
-    rows = q.shape[0]
+    indices = _at_least_32_bits(indices)
+    rows = jnp.asarray(q.shape[0], indices.dtype)
     match mode:
         case None | "fill":
-            indices = jnp.where(indices < 0, indices + jnp.asarray(rows, indices.dtype), indices)
+            indices = jnp.where(indices < 0, indices + rows, indices)
             mode = "fill"
         case "wrap":
-            indices = indices % jnp.asarray(rows, indices.dtype)
+            indices = indices % rows
             mode = "promise_in_bounds"
         case "clip":
             pass
@@ -95,9 +96,7 @@ def gather(
             unique_indices=unique_indices,
             indices_are_sorted=indices_are_sorted,
         )
-    if indices.dtype.itemsize < 4:
-        # The last position of a long axis may not fit the dtype of the indices.
-        indices = indices.astype(jnp.int32)
+    indices = _at_least_32_bits(indices)
     axes = dimension_numbers.start_index_map
     last = _along(indices, [q.shape[a] - slice_sizes[a] for a in axes])
     # Slots outside the range are filled below, so what is fetched for them does not matter.
@@ -158,6 +157,11 @@ class _Fetch:
         for offset, axis in zip(offsets, sorted(self.kept), strict=True):
             wide[offset] = self.slice_sizes[axis] // sizes[axis]
         return spread(found, tuple(wide))
+
+
+def _at_least_32_bits(indices: Integer[Array, "..."]) -> Integer[Array, "..."]:
+    """The last position of a long axis may not fit the dtype of the indices."""
+    return indices.astype(jnp.int32) if indices.dtype.itemsize < 4 else indices
 
 
 def _along(indices: Array, numbers: list[int]) -> Array:

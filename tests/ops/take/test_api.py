@@ -72,6 +72,19 @@ def test_it_is_jnp_take_for_every_scheme_and_layout(name: str, layout: Layout):
         np.testing.assert_array_equal(*(np.asarray(x).astype(np.float32) for x in (got, expected)))
 
 
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16, jnp.uint32])
+def test_indices_may_be_too_small_to_count_the_rows(dtype: jnp.dtype):
+    q = quantize_array(normal(300, 8), SCHEMES["int8 channel"])
+    indices = jnp.asarray([0, 5, 127, 100]).astype(dtype)
+    for mode in ("fill", "clip", "wrap"):
+        got = take(q, indices, mode=mode)
+        np.testing.assert_array_equal(got, dequantize(q)[indices.astype(jnp.int32)])
+    if jnp.issubdtype(dtype, jnp.signedinteger):
+        np.testing.assert_array_equal(
+            take(q, -indices[1:]), dequantize(q)[-np.asarray([5, 127, 100])]
+        )
+
+
 def test_rows_outside_are_nan():
     got = take(_table("int4 zero g64"), jnp.asarray([63, 64, -64, -65]))
     assert np.isnan(np.asarray(got)).all(axis=1).tolist() == [False, True, False, True]
