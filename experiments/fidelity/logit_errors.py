@@ -17,8 +17,8 @@ FLOAT32_LIMIT = 1e-4
 BFLOAT16_LIMIT = 1.5
 """Distance from float64, over that of the plain bfloat16 model."""
 STEPS = 16
-"""Tokens decoded one by one after a prompt: in bfloat16 a single token says little, either model being
-up to three times nearer to float64 than the other."""
+"""Tokens decoded one by one after a prompt. In bfloat16 a single one says little: either model may
+be three times nearer to float64 than the other."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

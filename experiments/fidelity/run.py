@@ -1,6 +1,7 @@
 """How near quantized SmolLM2 is to exact arithmetic. See README.md."""
 
 import argparse
+import hashlib
 import json
 import pathlib
 import sys
@@ -104,6 +105,12 @@ def rows_of(
                 yield from flipped_codes(name, subject, quantized(name), short)
 
 
+def fingerprint(name: str) -> str:
+    """Changes when the recipe does, so that results of another one are not taken for its."""
+    rules = repr(recipes.by_name(name).rules)
+    return hashlib.sha256(rules.encode()).hexdigest()[:12]
+
+
 def described(row: dict[str, Any]) -> str:
     shown = [row[key] for key in ("recipe", "form", "layout", "what", "run") if key in row]
     extra = "".join(
@@ -138,6 +145,7 @@ def main() -> int:
         "layers": subject.config.layers,
         "length": arguments.length,
         "short": arguments.short,
+        "recipes": {name: fingerprint(name) for name in (*ROUNDED, *WEIGHT_ONLY)},
         "jax": jax.__version__,
     }
     results: dict[str, Any] = {"settings": settings, "claims": {}}

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import assert_close, dequantized, W8, W8A8, W8A16
+from exact import assert_close, compiled, dequantized, W8, W8A8, W8A16
 from flax import linen as nn
 from linen_models import Block, Case, CASES, Crossed, D, Decode, InSetup, Scanned, Tied
 
@@ -30,20 +30,26 @@ def _first_array(tree) -> jax.Array:
     return arrays[0].astype(jnp.float32)
 
 
+def _both(case, plan, qvariables):
+    plain, qmodel = case.model.apply, jq.wrap(case.model, plan).apply
+    return (
+        compiled(lambda v, *args: plain(v, *args, **case.options()), v, *case.args)
+        for plain, v in ((plain, dequantized(qvariables)), (qmodel, qvariables))
+    )
+
+
 @every_case
 def test_apply_equals_the_plain_model_on_dequantized_weights(case):
     _, plan, qvariables = quantized(case)
     assert plan.leaves
-    want = case.model.apply(dequantized(qvariables), *case.args, **case.options())
-    got = jq.wrap(case.model, plan).apply(qvariables, *case.args, **case.options())
+    want, got = _both(case, plan, qvariables)
     assert_close(got, want, case.dtype)
 
 
 @every_case
 def test_rounded_activations_stay_near_the_plain_model(case):
     _, plan, qvariables = quantized(case, W8A8)
-    want = case.model.apply(dequantized(qvariables), *case.args, **case.options())
-    got = jq.wrap(case.model, plan).apply(qvariables, *case.args, **case.options())
+    want, got = _both(case, plan, qvariables)
     wanted, found = (_first_array(tree) for tree in (want, got))
     assert jnp.abs(wanted - found).max() > 0
     # A row's rounding is off by at most half of 1/127 of its peak; there are up to seven products.

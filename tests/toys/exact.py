@@ -66,6 +66,19 @@ def dequantized(qvariables):
     )
 
 
+def compiled(function, *args):
+    """`function(*args)` under `jit`, with outputs that are no arrays let through."""
+    rest = []
+
+    def arrays(*args):
+        leaves, tree = jax.tree.flatten(function(*args))
+        rest[:] = [tree, [None if isinstance(x, jax.Array) else (x,) for x in leaves]]
+        return [x for x in leaves if isinstance(x, jax.Array)]
+
+    found = iter(jax.jit(arrays)(*args))
+    return jax.tree.unflatten(rest[0], [next(found) if x is None else x[0] for x in rest[1]])
+
+
 def assert_close(got, want, dtype=jnp.float32):
     """Equal trees, up to the roundings of a small model that computes in `dtype`.
 
