@@ -31,11 +31,11 @@ def _first_array(tree) -> jax.Array:
 
 
 def _both(case, plan, qvariables):
+    def run(apply, variables):
+        return compiled(lambda v, *args: apply(v, *args, **case.options()), variables, *case.args)
+
     plain, qmodel = case.model.apply, jq.wrap(case.model, plan).apply
-    return (
-        compiled(lambda v, *args: plain(v, *args, **case.options()), v, *case.args)
-        for plain, v in ((plain, dequantized(qvariables)), (qmodel, qvariables))
-    )
+    return run(plain, dequantized(qvariables)), run(qmodel, qvariables)
 
 
 @every_case
