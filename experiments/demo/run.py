@@ -13,7 +13,7 @@ HERE = pathlib.Path(__file__).parent
 
 # KL against float32 that each recipe must stay under, some 1.5 times what was found on any text so
 # far: windows differ, and four of 256 tokens differ by that much.
-MOST_KL = {"w8a16": 0.012, "w8a8": 0.07, "fp8": 0.08, "w4a16_g64": 0.85, "w4a16_g64_e8": 0.85}
+MOST_KL = {"w8a16": 0.012, "w8a8": 0.07, "fp8": 0.08, "w4a16_g64": 0.7, "w4a16_g64_e8": 0.7}
 # Times float32's speed, on a CPU with AMX; the claims are 2 and 0.95, and three rounds are noisy.
 LEAST_SPEED = {
     False: {("w8a8", "prefill"): 2.0, ("w8a16", "decode"): 0.95},

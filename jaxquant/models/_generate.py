@@ -1,32 +1,24 @@
 """Greedy completion with a cache."""
 
 from collections.abc import Collection, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 
-@runtime_checkable
-class Decoder(Protocol):
-    """What `generate` needs of a model: `Llama` has it, and so does whatever wraps one."""
-
-    def prefill(self, tokens: Array, length: int) -> tuple[Array, Any]: ...
-
-    def decode(
-        self, tokens: Array, cache: Any, *, last_only: bool = False
-    ) -> tuple[Array, Any]: ...
-
-
 def generate(
-    model: Decoder,
+    model: Any,
     prompt_ids: Sequence[int],
     max_new_tokens: int,
     *,
     stop_ids: Collection[int] = (),
 ) -> list[int]:
     """The most likely continuation of `prompt_ids`, token by token; the ids that are new.
+
+    `model` has `prefill(tokens, length)` and `decode(tokens, cache, last_only=)`, as `Llama` and
+    whatever wraps one.
 
     Ends after `max_new_tokens`, or with the first of `stop_ids`, which is not returned. Equal
     logits give the lower id. A model that is a pytree (as NNX modules are) is compiled here, one
@@ -57,14 +49,14 @@ def generate(
 
 
 def _start(
-    model: Decoder, prompt: Int32[Array, "batch prompt"], length: int
+    model: Any, prompt: Int32[Array, "batch prompt"], length: int
 ) -> tuple[Int32[Array, "batch one"], Any]:
     logits, cache = model.prefill(prompt, length)
     return _likeliest(logits), cache
 
 
 def _step(
-    model: Decoder, tokens: Int32[Array, "batch new"], cache: Any
+    model: Any, tokens: Int32[Array, "batch new"], cache: Any
 ) -> tuple[Int32[Array, "batch one"], Any]:
     logits, cache = model.decode(tokens, cache, last_only=True)
     return _likeliest(logits), cache

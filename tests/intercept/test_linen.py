@@ -31,11 +31,13 @@ def _first_array(tree) -> jax.Array:
 
 
 def _both(case, plan, qvariables):
-    def run(apply, variables):
+    """What the plain model puts out, and what the wrapped one does."""
+
+    def outputs(apply, variables):
         return compiled(lambda v, *args: apply(v, *args, **case.options()), variables, *case.args)
 
-    plain, qmodel = case.model.apply, jq.wrap(case.model, plan).apply
-    return run(plain, dequantized(qvariables)), run(qmodel, qvariables)
+    wrapped = jq.wrap(case.model, plan)
+    return outputs(case.model.apply, dequantized(qvariables)), outputs(wrapped.apply, qvariables)
 
 
 @every_case
