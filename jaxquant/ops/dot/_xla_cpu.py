@@ -32,7 +32,7 @@ from ...qarray._layout import order_of
 from ...qarray._qarray import spread, stored_codes
 from ...qarray._reshape import flat_tile
 from ._call import DotCall
-from ._split import scaled_sums
+from ._split import fits_int8, scaled_sums
 
 DIGITS = 4
 # Beyond so many rows of digits, one float32 product of dequantized weights is as fast.
@@ -74,8 +74,8 @@ def _refuses_weight(call: DotCall) -> str | None:
         return "the weight has batch axes"
     if call.lhs.dtype not in (jnp.float32, jnp.bfloat16):
         return f"activations are {call.lhs.dtype}, not float32 or bfloat16"
-    if w.zero_point is not None and w.scheme.values.bits == 8:
-        return "int8 less its zero point does not fit int8"
+    if not fits_int8(w):
+        return f"{w.scheme.values} less its zero point does not fit int8"
     order = w.layout.permutation(w.ndim)
     count = len(call.contracted[1])
     if order[w.ndim - count :] != tuple(sorted(call.contracted[1])) or not count:
@@ -180,8 +180,11 @@ def digits_of(
     A row with NaN or infinity has a step of NaN or infinity, and so a result of NaN.
     """
     highest = peak(x, axis=-1)
-    step = jnp.where(highest == 0, np.float32(1), highest / np.float32(127))
-    fixed = jnp.round(x / step * np.float32(256.0 ** (DIGITS - 1))).astype(jnp.int32)
+    # Products with reciprocals, as XLA makes some of the divisions by a broadcast into these and
+    # others not. The floor keeps the reciprocal finite for rows of zeros or of nearly that.
+    step = jnp.maximum(highest * np.float32(1 / 127), np.float32(2.0**-100))
+    scale = np.float32(256.0 ** (DIGITS - 1)) / step
+    fixed = jnp.round(x * scale).astype(jnp.int32)
     # Adding 128 to each digit makes all of them non-negative, so that none borrows from the next.
     shifted = lax.optimization_barrier(fixed + np.uint32(0x80808080).astype(np.int32))
     shifts = jnp.asarray([8 * (DIGITS - 1 - i) for i in range(DIGITS)], jnp.int32)
