@@ -1,25 +1,16 @@
 """Greedy completion is the argmax, token by token."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from tiny_configs import LLAMA
 
-from jaxquant.models import generate, Llama, LlamaConfig
+from jaxquant.models import generate, Llama
 from jaxquant.models._generate import _compiled_step
 
-CONFIG = LlamaConfig(
-    vocab_size=48,
-    width=32,
-    hidden=64,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=16,
-    rope_theta=1e4,
-    norm_epsilon=1e-5,
-    max_length=64,
-    tied=False,
-)
+CONFIG = dataclasses.replace(LLAMA, tied=False)
 PROMPT = [3, 1, 4, 1, 5]
 
 

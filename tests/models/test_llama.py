@@ -7,22 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_configs import LLAMA
 
-from jaxquant.models import Llama, LlamaConfig
+from jaxquant.models import Llama
 
-CONFIG = LlamaConfig(
-    vocab_size=48,
-    width=32,
-    hidden=64,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=16,
-    rope_theta=1e4,
-    norm_epsilon=1e-5,
-    max_length=64,
-    tied=True,
-)
+CONFIG = LLAMA
 KINDS = {
     "tied": CONFIG,
     "head": dataclasses.replace(CONFIG, tied=False),

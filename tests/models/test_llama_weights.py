@@ -5,23 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_configs import LLAMA
 
-from jaxquant.models import Llama, LlamaConfig
+from jaxquant.models import Llama
 from jaxquant.models._llama_weights import _deinterleave, gguf_origins, huggingface_origins
 
-CONFIG = LlamaConfig(
-    vocab_size=48,
-    width=32,
-    hidden=64,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=16,
-    rope_theta=1e4,
-    norm_epsilon=1e-5,
-    max_length=64,
-    tied=True,
-)
+CONFIG = LLAMA
 
 
 @pytest.mark.parametrize("tied", [True, False])
