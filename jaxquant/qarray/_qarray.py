@@ -153,6 +153,16 @@ def stored_codes(q: QArray, dtype: Any = None) -> Array:
     return unpack(q.codes, q.layout.packed, dtype or q.scheme.values.storage)
 
 
+def stored_values(q: QArray, dtype: Any) -> Array:
+    """What the codes stand for before zero points and scales, in stored order, as `dtype`."""
+    return decode(stored_codes(q), dtype)
+
+
+def scale_values(q: QArray) -> Float[Array, "..."]:
+    """The scales of `q` in float32, in stored order, one a tile."""
+    return q.scale.astype(jnp.float32)
+
+
 def spread(part: Array, tile: tuple[int, ...]) -> Array:
     """Repeats each scale over its tile, as a broadcast that XLA can fuse."""
     wide, shape = [], []
@@ -169,11 +179,11 @@ def dequantize(q: QArray, dtype: Any = None) -> Float[Array, "..."]:
     `dtype` defaults to `q.dtype`, the dtype of the array that was quantized.
     """
     check_qarray(q)
-    values = decode(stored_codes(q), jnp.float32)
+    values = stored_values(q, jnp.float32)
     tile = q.stored_tile
     if q.zero_point is not None:
         values = values - spread(q.zero_point.astype(jnp.float32), tile)
-    values = values * spread(q.scale.astype(jnp.float32), tile)
+    values = values * spread(scale_values(q), tile)
     values = values.transpose(inverse(q.layout.permutation(q.ndim)))
     return values.astype(q.dtype if dtype is None else dtype)
 
