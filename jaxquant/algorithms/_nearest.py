@@ -10,13 +10,20 @@ import numpy as np
 
 from ..intercept import Plan
 from ..intercept._variables import map_leaves, parameters, stamped
-from ..qarray import place, QArray, quantize_tiles, Scheme
+from ..qarray import place, QArray, quantize_array, Scheme
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def nearest(w: Any, scheme: Scheme, tile: tuple[int, ...]) -> QArray:
+@functools.partial(jax.jit, static_argnames=("scheme", "contracted", "stack"))
+def nearest(
+    w: Any,
+    scheme: Scheme,
+    *,
+    contracted: tuple[int, ...],
+    stack: tuple[int, ...] = (),
+    key: Any = None,
+) -> QArray:
     """Each value to its nearest code; each tile's scale by the scheme's range rule."""
-    return quantize_tiles(w, scheme, tile)
+    return quantize_array(w, scheme, contracted=contracted, stack=stack, key=key)
 
 
 @jax.jit
@@ -61,7 +68,7 @@ def quantize(variables: Any, plan: Plan, *, progress: Callable[[str], None] | No
                 f"{path} holds NaN or infinity, which no code stands for. Repair the checkpoint, "
                 "or leave this parameter by a rule."
             )
-        q = nearest(w, planned.scheme, planned.tile)
+        q = nearest(w, planned.scheme, contracted=planned.contracted, stack=planned.stack)
         sharding = getattr(w, "sharding", None)
         if isinstance(sharding, jax.sharding.NamedSharding):
             q = place(q, sharding)

@@ -7,6 +7,7 @@ import json
 import math
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
@@ -44,6 +45,9 @@ class SitePlan:
 class LeafPlan:
     """How one parameter will be held.
 
+    `contracted` are the axes that its op sums over, `stack` those that hold several weights side by
+    side; the others are kept.
+
     `spec` names the mesh axes that shard each of its axes, joined by commas, where that is known;
     on the axes in `replicated` tile boundaries do not fall on shard boundaries, so that each device
     holds all scales. Neither changes what is computed, nor the fingerprint.
@@ -53,15 +57,27 @@ class LeafPlan:
     shape: tuple[int, ...]
     dtype: str
     scheme: Scheme
-    tile: tuple[int, ...]
+    contracted: tuple[int, ...]
+    stack: tuple[int, ...]
     elsewhere: str
     spec: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     replicated: tuple[int, ...] = dataclasses.field(default=(), repr=False)
 
-    @property
+    @functools.cached_property
     def abstract(self) -> QArray:
         """The shapes of what will be held."""
-        return abstract_qarray(self.shape, np.dtype(self.dtype), self.scheme, self.tile)
+        return abstract_qarray(
+            self.shape,
+            np.dtype(self.dtype),
+            self.scheme,
+            contracted=self.contracted,
+            stack=self.stack,
+        )
+
+    @property
+    def tile(self) -> tuple[int, ...]:
+        """The tile of each axis; the last one along an axis may be shorter."""
+        return self.abstract.tile
 
     @property
     def bytes_before(self) -> int:
@@ -209,7 +225,8 @@ def _site_plan(recipe: Recipe, use: Any, avals: dict[str, Any]) -> SitePlan:
         # A lookup multiplies nothing: there is no activation to round.
         activations = rule.activations if use.op == "dot" else None
         try:
-            resolve(aval.shape, weights, use.roles)
+            contracted, stack = role_axes(use.roles)
+            tile_shape(tuple(aval.shape), weights.tile, contracted=contracted, stack=stack)
         except ValueError as error:
             reason, weights, activations = str(error), None, None
     return SitePlan(
@@ -226,14 +243,15 @@ def _site_plan(recipe: Recipe, use: Any, avals: dict[str, Any]) -> SitePlan:
     )
 
 
-def resolve(shape: tuple[int, ...], scheme: Scheme, roles: tuple[str, ...]) -> tuple[int, ...]:
-    """The tile of each stored axis: roles turned into positions."""
-    return tile_shape(
-        tuple(shape),
-        scheme.tile,
-        contracted=tuple(i for i, role in enumerate(roles) if role == CONTRACTED),
-        stack=tuple(i for i, role in enumerate(roles) if role in (STACK, BATCH)),
-    )
+def role_axes(roles: tuple[str, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The stored axes that are contracted, and those that hold weights side by side."""
+    contracted = tuple(i for i, role in enumerate(roles) if role == CONTRACTED)
+    return contracted, tuple(i for i, role in enumerate(roles) if role in (STACK, BATCH))
+
+
+def _shapes(leaf: LeafPlan) -> Any:
+    """What two uses of a parameter must agree on, beside the scheme."""
+    return [part.shape for part in jax.tree.leaves(leaf.abstract)]
 
 
 def _leaves(sites: list[SitePlan], wanted: dict[str, Any]) -> tuple[list[LeafPlan], list[str]]:
@@ -243,17 +261,18 @@ def _leaves(sites: list[SitePlan], wanted: dict[str, Any]) -> tuple[list[LeafPla
     for site in sites:
         if site.weights is None or site.roles is None:
             continue
-        tile = resolve(site.shape, site.weights, site.roles)
+        contracted, stack = role_axes(site.roles)
         leaf = LeafPlan(
             path=site.path,
             shape=site.shape,
             dtype=site.dtype,
             scheme=site.weights,
-            tile=tile,
+            contracted=contracted,
+            stack=stack,
             elsewhere=wanted[site.site].elsewhere,
         )
         first = leaves.setdefault(site.path, leaf)
-        if (first.scheme, first.tile) != (leaf.scheme, leaf.tile):
+        if first.scheme != leaf.scheme or _shapes(first) != _shapes(leaf):
             clashes.append(
                 f"{site.site} would hold {site.path} as {leaf.scheme} with tiles {leaf.tile}, but "
                 f"another use holds it as {first.scheme} with tiles {first.tile}; leave one of "

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from ..numerics import least_block
 from ..ops.dot import BACKENDS, layout_for
 from ..qarray import Layout, QArray, relayout
 from ._plan import Plan, SitePlan
@@ -18,9 +19,9 @@ def prepare(
     """The same QArrays, stored as `backend` reads them; values and results stay what they are.
 
     `backend` is a name in `BACKENDS`, by default the one that suits the platform JAX runs on.
-    `packed` keeps two 4-bit codes in a byte where a CPU would otherwise spend a byte on each:
-    half the memory, at a speed that `experiments/cpu_dot` tells. Checkpoints hold the canonical
-    layout whatever was prepared.
+    `packed` keeps codes of less than 8 bits in no more than these, where a CPU would otherwise
+    spend a byte on each: half the memory for 4 bits, at a speed that `experiments/cpu_dot` tells.
+    Checkpoints hold the canonical layout whatever was prepared.
 
     **Raises:** `ValueError` for an unknown backend.
 
@@ -52,11 +53,11 @@ def _layout(q: QArray, site: SitePlan, backend: str, packed: bool) -> Layout:
     contracted = tuple(i for i, role in enumerate(site.roles) if role == CONTRACTED)
     stack = tuple(i for i, role in enumerate(site.roles) if role in (STACK, BATCH))
     layout = layout_for(backend, q, contracted, stack)
-    if not packed or q.scheme.values.bits != 4:
+    if not packed or not q.scheme.values.packs:
         return layout
     order = layout.permutation(q.ndim)
     last = order[-1]
     block = q.tile[last] if q.tile[last] > 1 else q.shape[last]
-    if block % 2 or q.shape[last] % block:
+    if block % least_block(q.scheme.values) or q.shape[last] % block:
         return layout
     return dataclasses.replace(layout, packed=block, wide=False)

@@ -1,27 +1,155 @@
-"""Codes from reals and back: round to nearest, ties to even, never past the ends of a format."""
+"""Codes from reals and back: to the nearest, ties to even, or at random; never past the ends."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
 from ._format import Format
 
+# Up to so many entries a table is a tree of selects, which vectorizes; longer ones are looked up.
+_LONGEST_TREE = 16
 
-def encode(x: Float[Array, "*dims"], format: Format) -> Shaped[Array, "*dims"]:
-    """The codes of `format` nearest to `x`; ties go to even, values past an end to that end.
+
+def encode(x: Float[Array, "*dims"], format: Format, key: Any = None) -> Shaped[Array, "*dims"]:
+    """The codes of `format` nearest to `x`; values past an end go to that end.
+
+    Ties go to the even number, in tables to the lower code. With a `key` (of `jax.random`) rounding
+    is stochastic: up with the probability that makes the expectation `x`, to within 2^-23 of a gap.
 
     NaN has no integer code and no place in a weight: callers check for it where data comes in
-    (`jaxquant.quantize` names the leaf). Here NaN stays NaN in a float format and becomes 0 in an
-    integer one.
+    (`jaxquant.quantize` names the leaf). Here NaN stays NaN in a format that has one, and becomes
+    0, or what is nearest to it, in others.
     """
     x = jnp.clip(x.astype(jnp.float32), format.lowest, format.highest)
+    if key is not None:
+        # What comes out is a value of the format, which the rounding below leaves alone.
+        x = _stochastic(x, format, key)
+    if format.table is not None:
+        return _to_table(jnp.where(jnp.isnan(x), 0.0, x), format).astype(format.storage)
     if format.integer:
         # XLA leaves the conversion of NaN to an integer undefined.
         return jnp.where(jnp.isnan(x), 0.0, jnp.round(x)).astype(format.storage)
+    if format.storage.kind == "u":
+        return _to_bits(jnp.where(jnp.isnan(x), 0.0, x), format)
     # Casts to an 8-bit float overflow to NaN (e4m3) or infinity (e5m2): hence the clip above.
     return x.astype(format.storage)
 
 
-def decode(codes: Shaped[Array, "*dims"], dtype: DTypeLike) -> Float[Array, "*dims"]:
-    """The values that `codes` stand for, before any scale. Exact whenever `dtype` can hold them."""
+def decode(
+    codes: Shaped[Array, "*dims"], format: Format, dtype: DTypeLike
+) -> Float[Array, "*dims"]:
+    """The values that `codes` stand for, before any scale. Exact whenever `dtype` can hold them.
+
+    Codes may lie in a wider integer than the format's own.
+    """
+    if format.table is not None:
+        return _from_table(codes, format.table).astype(dtype)
+    if not format.integer and format.storage.kind == "u":
+        return _from_bits(codes, format).astype(dtype)
     return codes.astype(dtype)
+
+
+def round_at_random(x: Float[Array, "*dims"], key: Any) -> Float[Array, "*dims"]:
+    """One of the two integers around `x`, such that the expectation is `x`."""
+    below = jnp.floor(x)
+    return below + (jax.random.uniform(key, x.shape, jnp.float32) < x - below)
+
+
+def _stochastic(x: Float[Array, "*dims"], format: Format, key: Any) -> Float[Array, "*dims"]:
+    """One of the two values around `x`, at random."""
+    if format.integer:
+        return round_at_random(x, key)
+    if format.table is not None:
+        chance = jax.random.uniform(key, x.shape, jnp.float32)
+        values, _, _ = _sorted_table(format.table)
+        upper = jnp.clip(jnp.searchsorted(values, x, side="left"), 1, len(values) - 1)
+        low, high = jnp.asarray(values)[upper - 1], jnp.asarray(values)[upper]
+        return jnp.where(chance * (high - low) < x - low, high, low)
+    if format.mantissa is None or format.mantissa >= 23:
+        raise ValueError(f"{format} is not rounded to at random: it holds scales, or float32.")
+    # The gap between neighbours of a float: a power of two, so that all of this is exact.
+    exponent = (lax.bitcast_convert_type(x, jnp.int32) >> 23 & 255) - 127
+    exponent = jnp.maximum(exponent, format.least_exponent) - format.mantissa
+    exponent = jnp.maximum(exponent, -126)
+    step = lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
+    inverse = lax.bitcast_convert_type((127 - exponent) << 23, jnp.float32)
+    return round_at_random(x * inverse, key) * step
+
+
+def _to_bits(x: Float[Array, "*dims"], format: Format) -> Shaped[Array, "*dims"]:
+    """Sign, exponent and mantissa of a small float that has no dtype in JAX, in a byte."""
+    assert format.mantissa is not None
+    m, least = format.mantissa, format.least_exponent
+    magnitude = jnp.abs(x)
+    bits = lax.bitcast_convert_type(magnitude, jnp.int32)
+    exponent = jnp.maximum((bits >> 23) - 127, least) - m
+    step = lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
+    inverse = lax.bitcast_convert_type((127 - exponent) << 23, jnp.float32)
+    rounded = lax.bitcast_convert_type(jnp.round(magnitude * inverse) * step, jnp.int32)
+    # Biased exponent 0 is for numbers below the least normal one; it has that one's step.
+    normal = (rounded >> (23 - m)) - ((least - 1 + 127) << m)
+    small = jnp.round(magnitude * np.float32(2.0 ** (m - least))).astype(jnp.int32)
+    code = jnp.where(small < 1 << m, small, normal)
+    sign = jnp.where(x < 0, 1 << (format.bits - 1), 0)
+    return (code | sign).astype(format.storage)
+
+
+def _from_bits(codes: Shaped[Array, "*dims"], format: Format) -> Float[Array, "*dims"]:
+    assert format.mantissa is not None
+    m, least = format.mantissa, format.least_exponent
+    bits = codes.astype(jnp.int32)
+    code = bits & ((1 << (format.bits - 1)) - 1)
+    normal = lax.bitcast_convert_type((code + ((least - 1 + 127) << m)) << (23 - m), jnp.float32)
+    small = code.astype(jnp.float32) * np.float32(2.0 ** (least - m))
+    value = jnp.where(code < 1 << m, small, normal)
+    return jnp.where(bits >> (format.bits - 1) & 1 == 1, -value, value)
+
+
+def _sorted_table(
+    table: tuple[float, ...],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values in ascending order, the code of each, and between neighbours what is still lower.
+
+    A tie goes to the lower code, whichever value that is.
+    """
+    values, codes = np.unique(np.asarray(table, np.float32), return_index=True)
+    middles = (values[:-1] + values[1:]) / np.float32(2)
+    tie_up = codes[1:] < codes[:-1]
+    last = np.where(tie_up, np.nextafter(middles, np.float32(-np.inf)), middles)
+    return values, codes, last.astype(np.float32)
+
+
+def _to_table(x: Float[Array, "*dims"], format: Format) -> Shaped[Array, "*dims"]:
+    assert format.table is not None
+    _, codes, last = _sorted_table(format.table)
+    if len(last) < _LONGEST_TREE:
+        place = jnp.zeros(x.shape, jnp.int32)
+        for end in last:
+            place = place + (x > end)
+    else:
+        place = jnp.searchsorted(last, x, side="left")
+    if (codes == np.arange(len(codes))).all():
+        return place
+    return _from_table(place, tuple(int(c) for c in codes))
+
+
+def _from_table(codes: Shaped[Array, "*dims"], table: tuple[Any, ...]) -> Shaped[Array, "*dims"]:
+    """`table[codes]`, as selects by each bit of the code where the table is short."""
+    dtype = jnp.int32 if isinstance(table[0], int) else jnp.float32
+    if len(table) > _LONGEST_TREE:
+        return jnp.asarray(table, dtype)[codes.astype(jnp.int32)]
+    index = codes.astype(jnp.uint8)
+    # A code that no value has stands for the last one.
+    level: list[Any] = [jnp.asarray(v, dtype) for v in table]
+    bit = 0
+    while len(level) > 1:
+        level += [level[-1]] * (len(level) % 2)
+        is_set = (index >> np.uint8(bit)) & np.uint8(1) == 1
+        level = [jnp.where(is_set, b, a) for a, b in zip(level[::2], level[1::2], strict=True)]
+        bit += 1
+    return level[0]

@@ -1,49 +1,102 @@
-"""Sub-byte codes and bytes, exactly reversible.
+"""Codes of less than a byte packed into bytes, exactly, for 1 to 7 bits.
 
-Two 4-bit codes share a byte along the last axis, halves apart: byte `j` of a block of `2 h` codes
-holds code `j` in its low nibble and code `j + h` in its high nibble. Unpacking is then one
-concatenation of two contiguous halves, which vectorizes, where interleaved neighbours would need
-a shuffle. `block` is how many codes one such pair of halves spans.
+A code of `b` bits is cut into parts of 4, 2 and 1 bits (5 = 4 + 1, 6 = 4 + 2, ...), the lowest
+bits first. Parts of `w` bits share a byte, `8 / w` of them, along the last axis and far apart: byte
+`j` of a block of `n` codes holds, lowest bits first, those of the codes `j`, `j + n w / 8`,
+`j + 2 n w / 8` and so on. Unpacking is then a concatenation of contiguous runs, which vectorizes,
+where interleaved neighbours would need a shuffle. A block's parts follow each other, `n b / 8`
+bytes in all; `block` is its number of codes.
 """
 
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Shaped, UInt8
 
+from ._format import Format
 
-def pack(codes: Shaped[Array, "*stack n"], block: int) -> UInt8[Array, "*stack half"]:
-    """Two signed 4-bit codes a byte along the last axis, in blocks of `block` codes.
+
+def widths(format: Format) -> tuple[int, ...]:
+    """Of how many bits the parts of a code are, from its lowest bits on."""
+    return tuple(w for w in (4, 2, 1) if format.bits & w)
+
+
+def packed_size(size: int, format: Format) -> int:
+    """How many bytes hold `size` codes."""
+    return size * format.bits // 8
+
+
+def pack(
+    codes: Shaped[Array, "*stack n"], format: Format, block: int
+) -> UInt8[Array, "*stack bytes"]:
+    """Codes of `format` packed along the last axis, in blocks of `block` codes.
 
     Everything is unsigned: shifts of signed 8-bit integers saturate on TPU.
 
-    **Raises:** `ValueError` if `block` is odd or does not divide the last axis.
+    **Raises:** `ValueError` if `block` does not divide the last axis into whole bytes.
     """
-    check_block(codes.shape[-1], block)
-    nibbles = codes.astype(jnp.int8).astype(jnp.uint8) & np.uint8(15)
-    halves = nibbles.reshape(*codes.shape[:-1], -1, 2, block // 2)
-    low, high = halves[..., 0, :], halves[..., 1, :]
-    return (low | (high << np.uint8(4))).reshape(*codes.shape[:-1], -1)
+    check_block(codes.shape[-1], format, block)
+    if format.storage.name == "float4_e2m1fn":
+        codes = lax.bitcast_convert_type(codes, jnp.uint4)
+    bits = codes.astype(jnp.int8 if format.signed else jnp.uint8).astype(jnp.uint8)
+    blocks = bits.reshape(*codes.shape[:-1], -1, block)
+    parts = []
+    shift = 0
+    for width in widths(format):
+        part = (blocks >> np.uint8(shift)) & np.uint8(2**width - 1)
+        runs = part.reshape(*part.shape[:-1], 8 // width, block * width // 8)
+        byte = runs[..., 0, :]
+        for i in range(1, 8 // width):
+            byte = byte | (runs[..., i, :] << np.uint8(i * width))
+        parts.append(byte)
+        shift += width
+    return jnp.concatenate(parts, axis=-1).reshape(*codes.shape[:-1], -1)
 
 
 def unpack(
-    packed: UInt8[Array, "*stack half"], block: int, dtype: DTypeLike | None = None
+    packed: UInt8[Array, "*stack bytes"],
+    format: Format,
+    block: int,
+    dtype: DTypeLike | None = None,
 ) -> Shaped[Array, "*stack n"]:
-    """Undoes `pack`: signed codes, as `dtype` (by default `int4`)."""
-    check_block(2 * packed.shape[-1], block)
-    halves = packed.reshape(*packed.shape[:-1], -1, 1, block // 2)
-    nibbles = jnp.concatenate([halves & np.uint8(15), halves >> np.uint8(4)], axis=-2)
-    # Flipping the sign bit and subtracting its weight extends a 4-bit sign to 8 bits.
-    signed = (nibbles ^ np.uint8(8)).astype(jnp.int8) - np.int8(8)
-    codes = signed.reshape(*packed.shape[:-1], -1)
-    return codes.astype(dtype or ml_dtypes.int4)
+    """Undoes `pack`. Codes of an integer format may be had as another integer `dtype`."""
+    check_block(packed.shape[-1] * 8 // format.bits, format, block)
+    blocks = packed.reshape(*packed.shape[:-1], -1, packed_size(block, format))
+    codes = None
+    start = shift = 0
+    for width in widths(format):
+        size = block * width // 8
+        part = blocks[..., start : start + size]
+        mask = np.uint8(2**width - 1)
+        runs = [(part >> np.uint8(i * width)) & mask for i in range(8 // width)]
+        bits = jnp.concatenate(runs, axis=-1) << np.uint8(shift)
+        codes = bits if codes is None else codes | bits
+        start, shift = start + size, shift + width
+    assert codes is not None
+    codes = codes.reshape(*packed.shape[:-1], -1)
+    if format.signed:
+        # Flipping the sign bit and subtracting its weight extends the sign to 8 bits.
+        half = 2 ** (format.bits - 1)
+        codes = (codes ^ np.uint8(half)).astype(jnp.int8) - np.int8(half)
+    if format.storage.name == "float4_e2m1fn":
+        return lax.bitcast_convert_type(codes.astype(jnp.uint4), format.storage)
+    return codes.astype(dtype or format.storage)
 
 
-def check_block(size: int, block: int) -> None:
-    """Refuses blocks that do not fill an axis of `size` codes with pairs of halves."""
-    if block < 2 or block % 2 or size % block:
+def least_block(format: Format) -> int:
+    """The smallest number of codes that fill whole bytes with each of their parts."""
+    return 8 // min(widths(format))
+
+
+def check_block(size: int, format: Format, block: int) -> None:
+    """Refuses formats that do not pack, and blocks that do not fill an axis with whole bytes."""
+    if not format.packs:
+        raise ValueError(f"Codes of {format} fill whole bytes; there is nothing to pack.")
+    least = least_block(format)
+    if block < least or block % least or size % block:
         raise ValueError(
-            f"An axis of {size} codes cannot be packed in blocks of {block}: blocks are even and "
-            f"divide the axis. Leave it unpacked, or use an even divisor of {size}."
+            f"An axis of {size} codes of {format} cannot be packed in blocks of {block}: blocks "
+            f"are multiples of {least} and divide the axis. Leave it unpacked, or use such a "
+            f"divisor of {size}."
         )

@@ -1,16 +1,13 @@
-"""How a tile picks its scale from its own values: pure and local. Rules are values."""
+"""Range rules: which reals a tile's codes are spread over. Values; `_scale` computes with them."""
 
 import dataclasses
 import enum
-
-import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from ._format import Format
 
 
 class Convention(enum.Enum):
-    """Which number of a signed integer format meets the largest magnitude of a tile.
+    """Which number of a signed integer format meets the end of a tile's range.
 
     Four conventions are in use for "symmetric int4", and they give different bytes; the numbers
     below are for 4 bits. `algorithms` that must match another library name theirs.
@@ -26,9 +23,19 @@ class Convention(enum.Enum):
     """signed peak / -8: the largest magnitude is always met, the scale may be negative (Q4_0)."""
 
 
+class ExponentRule(enum.Enum):
+    """How the exponent that a tile shares is taken from its largest magnitude."""
+
+    FLOOR = "floor"
+    """That of the magnitude, less the format's largest: what lies above the end of the format is
+    clipped, by less than a quarter of it (OCP MX v1.0, section 6.3)."""
+    CEIL = "ceil"
+    """The least one with which nothing is clipped (`RCEIL` in torchao and Transformer Engine)."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AbsMax:
-    """The scale that lets the tile's largest magnitude meet the end of the format."""
+    """The tile's largest magnitude meets the end of the format."""
 
     convention: Convention = Convention.HIGHEST
 
@@ -37,63 +44,137 @@ class AbsMax:
 class MinMax:
     """Lowest and highest code meet the tile's smallest and largest value; needs a zero point.
 
-    The range always includes 0, so that 0 is exactly representable.
+    With `include_zero` the range always reaches 0, so that 0 is exactly representable. Without, it
+    may lie apart from it; the zero point is then past the codes, and is clipped to its own format:
+    give it a wide one.
     """
 
+    include_zero: bool = True
 
-Range = AbsMax | MinMax
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Percentile:
+    """The range that holds `percent` of a tile's values, interpolated between neighbours.
 
-def peak(x: Float[Array, "..."], axis: int | tuple[int, ...]) -> Float[Array, "..."]:
-    """The largest magnitude along `axis`, which is kept with length 1; NaN where there is one.
-
-    XLA's CPU compiler may hand a maximum of floats to a library that drops NaN, and a row with NaN
-    would come out of a quantized product finite: hence the second look.
+    Without a zero point: of its magnitudes. With one: what lies outside is cut in equal parts from
+    both ends, and the range reaches 0.
     """
-    highest = jnp.abs(x.astype(jnp.float32)).max(axis=axis, keepdims=True)
-    return jnp.where(jnp.isnan(x).any(axis=axis, keepdims=True), jnp.nan, highest)
+
+    percent: float
+    convention: Convention = Convention.HIGHEST
 
 
-def symmetric_scale(
-    x: Float[Array, "..."], axis: tuple[int, ...], rule: AbsMax, format: Format
-) -> Float[Array, "..."]:
-    """The scale of each tile, which lies along `axis` of `x`: 1 for zeros, NaN for any NaN."""
-    highest = peak(x, axis)
-    match rule.convention:
-        case Convention.HIGHEST:
-            scale = _over(highest, format.highest)
-        case Convention.MIDDLE:
-            scale = _over(highest, (format.highest - format.lowest) / 2)
-        case Convention.LOWEST:
-            scale = _over(highest, -format.lowest)
-        case Convention.SIGNED:
-            low, high = (f(x, axis=axis, keepdims=True) for f in (jnp.min, jnp.max))
-            signed = jnp.where(jnp.abs(low) >= jnp.abs(high), -highest, highest)
-            scale = _over(signed, format.lowest)
-    return jnp.where(highest == 0, 1.0, scale)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RootMeanSquare:
+    """The end of the format meets `multiple` times the root of a tile's mean square."""
+
+    multiple: float
+    convention: Convention = Convention.HIGHEST
 
 
-def asymmetric_scale(
-    x: Float[Array, "..."], axis: tuple[int, ...], format: Format
-) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """The gap between codes that cover a tile and 0, and the least value of the tile and 0.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AbsMean:
+    """The end of the format meets `multiple` times the mean of a tile's magnitudes.
 
-    The gap is 1 for tiles of zeros, and NaN where there is one.
+    With `TERNARY` the rule of BitNet b1.58 (arXiv:2402.17764, eq. 1 to 3), with `BINARY` that of
+    XNOR-Net (arXiv:1603.05279, section 3.1).
     """
-    low = jnp.minimum(x.min(axis=axis, keepdims=True), 0)
-    high = jnp.maximum(x.max(axis=axis, keepdims=True), 0)
-    scale = _over(high - low, format.highest - format.lowest)
-    scale = jnp.where(high == low, 1.0, scale)
-    return jnp.where(jnp.isnan(peak(x, axis)), jnp.nan, scale), low
+
+    multiple: float = 1.0
 
 
-def _over(x: Float[Array, "..."], divisor: float) -> Float[Array, "..."]:
-    """`x / divisor` as a product: XLA makes it one or not, depending on what stands around it."""
-    return x * jnp.asarray(1 / divisor, x.dtype)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fixed:
+    """The range `low` to `high`, whatever the values are.
+
+    Without a zero point, the larger magnitude of the two meets the end of the format.
+    """
+
+    low: float
+    high: float
+    convention: Convention = Convention.HIGHEST
 
 
-def zero_point(
-    low: Float[Array, "..."], scale: Float[Array, "..."], format: Format
-) -> Float[Array, "..."]:
-    """The code, still as a real, that stands for 0 in a tile whose range starts at `low`."""
-    return format.lowest - low / scale
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SharedExponent:
+    """A power of two, from the largest magnitude's exponent: the scales of OCP MX formats."""
+
+    rule: ExponentRule = ExponentRule.FLOOR
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeanSquaredError:
+    """The range of `base`, shrunk to where rounding a tile errs least.
+
+    Of the factors `1 - i / grid` for `i < shrink * grid`, the one with the least sum of
+    `|error| ** power`; the widest of equals. The defaults are those of GPTQ's `mse=True`.
+    """
+
+    base: AbsMax | MinMax
+    grid: int = 100
+    shrink: float = 0.8
+    power: float = 2.4
+
+
+Range = (
+    AbsMax
+    | MinMax
+    | Percentile
+    | RootMeanSquare
+    | AbsMean
+    | Fixed
+    | SharedExponent
+    | MeanSquaredError
+)
+
+
+def check_range(rule: Range, values: Format, asymmetric: bool) -> None:
+    """Refuses what means nothing.
+
+    **Raises:** `ValueError` with what to do.
+    """
+    _check_numbers(rule)
+    base = rule.base if isinstance(rule, MeanSquaredError) else rule
+    needs = isinstance(base, MinMax)
+    may = needs or isinstance(base, (Percentile, Fixed))
+    if asymmetric and not may or needs and not asymmetric:
+        raise ValueError(
+            f"A zero point belongs to the ranges MinMax, Percentile and Fixed, and MinMax needs "
+            f"one; got range={rule} {'with' if asymmetric else 'without'} a zero point. "
+            "Give both, or neither."
+        )
+    if asymmetric:
+        return
+    convention = getattr(base, "convention", Convention.HIGHEST)
+    if isinstance(base, SharedExponent):
+        if values.integer or values.table is not None:
+            raise ValueError(f"A shared exponent scales floats, not {values}. Use AbsMax.")
+    elif convention is not Convention.HIGHEST and not values.signed:
+        raise ValueError(
+            f"The conventions of symmetric integers mean nothing for {values}; its range has one, "
+            f"HIGHEST; got {convention.name}."
+        )
+    elif convention is Convention.HIGHEST and values.highest <= 0:
+        raise ValueError(
+            f"{values} has no code above 0 that could meet the end of a range. Use the convention "
+            "SIGNED or LOWEST, a zero point, or the format BINARY."
+        )
+    if convention is Convention.SIGNED and not isinstance(base, AbsMax):
+        raise ValueError(f"The convention SIGNED belongs to AbsMax; got range={rule}.")
+
+
+def _check_numbers(rule: Range) -> None:
+    match rule:
+        case Percentile(percent=p):
+            wanted = "more than 0 and at most 100" if not 0 < p <= 100 else ""
+        case RootMeanSquare(multiple=m) | AbsMean(multiple=m):
+            wanted = "a multiple above 0" if not m > 0 else ""
+        case Fixed(low=low, high=high):
+            wanted = "" if low <= 0 <= high and low != high else "low <= 0 <= high, not both 0"
+        case MeanSquaredError(grid=g, shrink=s, power=p):
+            wanted = "grid >= 1, 0 < shrink <= 1 and power > 0"
+            wanted = "" if g >= 1 and 0 < s <= 1 and p > 0 else wanted
+        case _:
+            wanted = ""
+    if wanted:
+        raise ValueError(f"{rule} is no range: it takes {wanted}.")

@@ -1,5 +1,6 @@
 """How an array is held in few bits: schemes, QArrays, and the ways to make and take them apart."""
 
+from . import schemes as schemes
 from ._layout import CANONICAL as CANONICAL, Layout as Layout
 from ._qarray import (
     bytes_held as bytes_held,
@@ -11,7 +12,6 @@ from ._qarray import (
 from ._quantize import (
     abstract_qarray as abstract_qarray,
     quantize_array as quantize_array,
-    quantize_tiles as quantize_tiles,
 )
 from ._relayout import relayout as relayout
 from ._reshape import (

@@ -20,7 +20,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.wide and self.packed is not None:
-            raise ValueError("A layout is packed (two codes a byte) or wide (one), not both.")
+            raise ValueError("A layout is packed (several codes a byte) or wide (one), not both.")
 
     def permutation(self, ndim: int) -> tuple[int, ...]:
         """For each stored axis, the logical axis that it holds."""

@@ -1,17 +1,19 @@
 """From an array to a QArray: the tile's range, the scale, the nearest codes."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from ..numerics import AbsMax, encode
-from ..numerics._range import asymmetric_scale, symmetric_scale, zero_point
+from ..numerics import encode, Format, round_at_random
+from ..numerics._scale import asymmetric_scale, symmetric_scale, TINY, zero_point
 from ._layout import CANONICAL
-from ._qarray import QArray, spread
+from ._qarray import QArray, scale_values, spread
 from ._scheme import Scheme, tile_shape
 
 
@@ -21,11 +23,21 @@ def quantize_array(
     *,
     contracted: tuple[int, ...] = (-1,),
     stack: tuple[int, ...] = (),
+    key: Any = None,
 ) -> QArray:
     """Rounds `x` to the nearest values of `scheme`.
 
     `contracted` are the axes that the op sums over and `stack` those that merely hold several
-    arrays side by side; both may count from the end. The other axes are kept.
+    arrays side by side; both may count from the end. The other axes are kept. With a `key` (of
+    `jax.random`) codes are rounded at random, so that their expectation is `x` where nothing is
+    clipped; scales are not.
+
+    Arithmetic is in float32; codes are chosen for the scale as it is stored, so that rounding a
+    scale to 16 bits costs clipping of at most its own rounding error and nothing else.
+
+    The bits do not depend on how this is compiled: values are multiplied by the reciprocal of
+    their scale (XLA turns some of the divisions by a broadcast into that), and rounded before a
+    zero point is added (a product and a sum may be contracted to one operation).
 
     **Raises:** `ValueError` where tiles do not fill an axis, `TypeError` if `x` is not floating.
 
@@ -39,67 +51,132 @@ def quantize_array(
             f"Only floating-point arrays are quantized; got {x.dtype}. Cast it first, or name "
             "another array."
         )
-    tile = tile_shape(
-        x.shape,
-        scheme.tile,
-        contracted=tuple(a % x.ndim for a in contracted),
-        stack=tuple(a % x.ndim for a in stack),
-    )
-    return quantize_tiles(x, scheme, tile)
-
-
-def quantize_tiles(x: Float[Array, "..."], scheme: Scheme, tile: tuple[int, ...]) -> QArray:
-    """Rounds `x` to the nearest values of `scheme`, with the tile of each axis given.
-
-    Arithmetic is in float32; codes are chosen for the scale as it is stored, so that rounding a
-    scale to 16 bits costs clipping of at most its own rounding error and nothing else.
-
-    The bits do not depend on how this is compiled: values are multiplied by the reciprocal of
-    their scale (XLA turns some of the divisions by a broadcast into that), and rounded before a
-    zero point is added (a product and a sum may be contracted to one operation).
-    """
-    values = x.astype(jnp.float32)
-    split = [part for n, t in zip(x.shape, tile, strict=True) for part in (n // t, t)]
-    within = tuple(range(1, 2 * x.ndim, 2))
-    tiles = values.reshape(split)
-    counts = tuple(n // t for n, t in zip(x.shape, tile, strict=True))
-    if isinstance(scheme.range, AbsMax):
-        wanted = symmetric_scale(tiles, within, scheme.range, scheme.values)
-        scale = stored_scale(wanted.reshape(counts), scheme)
-        zero = None
-        shifted = values * spread(1.0 / scale.astype(jnp.float32), tile)
+    contracted = tuple(a % x.ndim for a in contracted)
+    stack = tuple(a % x.ndim for a in stack)
+    tile = tile_shape(x.shape, scheme.tile, contracted=contracted, stack=stack)
+    values, offset = x.astype(jnp.float32), None
+    if scheme.centered:
+        offset = values.mean(axis=tuple(a for a in range(x.ndim) if a not in stack), keepdims=True)
+        values = values - offset
+    counts = tuple(-(-n // t) for n, t in zip(x.shape, tile, strict=True))
+    wanted, low = _wanted_scale(values, scheme, tile, counts)
+    if isinstance(scheme.scale, Scheme):
+        held = _floored(wanted, scheme.scale, stack)
+        scale: Any = quantize_array(held, scheme.scale, contracted=contracted, stack=stack)
     else:
-        assert scheme.zero_point is not None
-        wanted, low = asymmetric_scale(tiles, within, scheme.values)
-        scale = stored_scale(wanted.reshape(counts), scheme)
-        exact = scale.astype(jnp.float32)
-        zero = encode(zero_point(low.reshape(counts), exact, scheme.values), scheme.zero_point)
-        shifted = jnp.round(values * spread(1.0 / exact, tile))
-        shifted = shifted + spread(zero.astype(jnp.float32), tile)
-    return QArray(
-        codes=encode(shifted, scheme.values),
+        scale = stored_scale(wanted, scheme.scale)
+    q = QArray(
+        codes=None,
         scale=scale,
-        zero_point=zero,
+        zero_point=None,
+        offset=offset,
         scheme=scheme,
         layout=CANONICAL,
         dtype=np.dtype(x.dtype),
+        ragged=tuple(
+            (a - x.ndim, t) for a, (n, t) in enumerate(zip(x.shape, tile, strict=True)) if n % t
+        ),
     )
+    return _with_codes(q, values, wanted if scheme.codes_first else scale_values(q), low, tile, key)
 
 
-def stored_scale(scale: Float[Array, "*tiles"], scheme: Scheme) -> Float[Array, "*tiles"]:
+def _wanted_scale(
+    values: Float[Array, "..."], scheme: Scheme, tile: tuple[int, ...], counts: tuple[int, ...]
+) -> tuple[Float[Array, "..."], Float[Array, "..."] | None]:
+    """The scale of each tile by the range rule, and where the range begins, if that matters."""
+    short = [(0, c * t - n) for n, t, c in zip(values.shape, tile, counts, strict=True)]
+    if any(after for _, after in short):
+        # A tile's statistics are those of its own values: it is filled up with one of them.
+        return _ragged_scale(values, scheme, tile, counts)
+    split = [part for c, t in zip(counts, tile, strict=True) for part in (c, t)]
+    within = tuple(range(1, 2 * values.ndim, 2))
+    tiles = values.reshape(split)
+    if scheme.zero_point is None:
+        scale = symmetric_scale(tiles, within, scheme.range, scheme.values)
+        return scale.reshape(counts), None
+    scale, low = asymmetric_scale(tiles, within, scheme.range, scheme.values)
+    return scale.reshape(counts), low.reshape(counts)
+
+
+def _ragged_scale(
+    values: Float[Array, "..."], scheme: Scheme, tile: tuple[int, ...], counts: tuple[int, ...]
+) -> tuple[Float[Array, "..."], Float[Array, "..."] | None]:
+    """Scales of whole tiles and of the short ones at an axis' end, computed apart and joined."""
+    axis = next(a for a, (n, t) in enumerate(zip(values.shape, tile, strict=True)) if n % t)
+    at = values.shape[axis] // tile[axis] * tile[axis]
+    parts = []
+    for start, limit in ((0, at), (at, values.shape[axis])):
+        if start == limit:
+            continue
+        piece = lax.slice_in_dim(values, start, limit, axis=axis)
+        own = tuple(min(t, limit - start) if a == axis else t for a, t in enumerate(tile))
+        count = tuple(-(-n // t) for n, t in zip(piece.shape, own, strict=True))
+        parts.append(_wanted_scale(piece, scheme, own, count))
+    scales, lows = zip(*parts, strict=True)
+    low = None if lows[0] is None else jnp.concatenate(lows, axis=axis)
+    return jnp.concatenate(scales, axis=axis), low
+
+
+def _with_codes(
+    q: QArray,
+    values: Float[Array, "..."],
+    scale: Float[Array, "..."],
+    low: Float[Array, "..."] | None,
+    tile: tuple[int, ...],
+    key: Any,
+) -> QArray:
+    """`q` with the codes of `values`, for the given scales."""
+    scheme = q.scheme
+    shifted = values * spread(1.0 / scale, tile, values.shape)
+    if low is None:
+        codes = encode(shifted, scheme.values, key)
+        return dataclasses.replace(q, codes=codes)
+    assert scheme.zero_point is not None
+    zero = encode(zero_point(low, scale, scheme.values), scheme.zero_point)
+    shifted = jnp.round(shifted) if key is None else round_at_random(shifted, key)
+    shifted = shifted + spread(zero.astype(jnp.float32), tile, values.shape)
+    return dataclasses.replace(q, codes=encode(shifted, scheme.values), zero_point=zero)
+
+
+def stored_scale(scale: Float[Array, "*tiles"], format: Format) -> Float[Array, "*tiles"]:
     """Scales as they are stored: finite, with a finite reciprocal, and never rounded to 0."""
-    info = jnp.finfo(scheme.scale.storage)
-    # 2**126 is the largest float32 whose reciprocal XLA does not flush to 0.
-    size = jnp.clip(jnp.abs(scale), float(info.tiny), min(scheme.scale.highest, 2.0**126))
+    if format.power_of_two:
+        return encode(scale, format)
+    info = ml_dtypes.finfo(format.storage)
+    # Where subnormal numbers are computed with, the least of them is the least scale.
+    least = float(info.smallest_subnormal) if format.bits <= 8 else float(info.tiny)
+    size = jnp.clip(jnp.abs(scale), least, min(format.highest, 1 / TINY))
     signed = jnp.where(scale < 0, -size, size)
+    if format.bits <= 8:
+        return encode(signed, format)
     # A cast there and back may be compiled away; this rounding may not.
-    return lax.reduce_precision(signed, info.nexp, info.nmant).astype(scheme.scale.storage)
+    return lax.reduce_precision(signed, info.nexp, info.nmant).astype(format.storage)
+
+
+def _floored(wanted: Float[Array, "..."], scheme: Scheme, stack: tuple[int, ...]) -> Any:
+    """Scales large enough that none is rounded to 0 next to the largest of its tensor.
+
+    A scale of 0 would lose its tile; that of the smallest code keeps what can be kept of it.
+    """
+    if scheme.values.mantissa is None or scheme.centered:
+        return wanted
+    least = 2.0 ** (scheme.values.least_exponent - scheme.values.mantissa)
+    axes = tuple(a for a in range(wanted.ndim) if a not in stack)
+    highest = jnp.abs(wanted).max(axis=axes, keepdims=True)
+    floor = highest * np.float32(least / scheme.values.highest)
+    return jnp.where(jnp.abs(wanted) < floor, jnp.where(wanted < 0, -floor, floor), wanted)
 
 
 def abstract_qarray(
-    shape: tuple[int, ...], dtype: Any, scheme: Scheme, tile: tuple[int, ...]
+    shape: tuple[int, ...],
+    dtype: Any,
+    scheme: Scheme,
+    *,
+    contracted: tuple[int, ...],
+    stack: tuple[int, ...] = (),
 ) -> QArray:
-    """The shapes of `quantize_tiles(x, scheme, tile)` for an `x` of `shape`, without any `x`."""
+    """The shapes of `quantize_array` for an `x` of `shape`, without any `x`."""
     return jax.eval_shape(
-        lambda x: quantize_tiles(x, scheme, tile), jax.ShapeDtypeStruct(shape, dtype)
+        lambda x: quantize_array(x, scheme, contracted=contracted, stack=stack),
+        jax.ShapeDtypeStruct(shape, dtype),
     )

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from ._layout import inverse, Layout, order_of
-from ._qarray import QArray, spread
+from ._qarray import QArray, spread, with_plain_scale
 from ._relayout import relayout
 
 
@@ -29,35 +29,52 @@ def transpose(q: QArray, permutation: tuple[int, ...]) -> QArray:
 def slice_axis(q: QArray, axis: int, start: int, limit: int) -> QArray:
     """Elements `start` to `limit` of a logical axis.
 
-    **Raises:** `ValueError` where that would cut a tile or a packed block.
+    **Raises:** `ValueError` where that would cut a packed block, or a tile otherwise than at the
+    end of an axis whose last tile may be short.
     """
     stored = q.layout.permutation(q.ndim).index(axis)
     size, tile = q.stored_shape[stored], q.stored_tile[stored]
     if (start, limit) == (0, size):
         return q
-    per_element = 1
+    bits = 8
     if q.layout.packed is not None and stored == q.ndim - 1:
         if start % q.layout.packed or limit % q.layout.packed:
             raise ValueError(
                 f"Slice [{start}:{limit}] of axis {axis} cuts packed blocks of {q.layout.packed} "
                 "codes. Slice at multiples of that, or unpack first (`relayout`)."
             )
-        per_element = 2
+        bits = q.scheme.values.bits
     whole = tile == size
-    if not whole and (start % tile or limit % tile):
+    if not whole and (start % tile or (limit % tile and limit != size)):
         raise ValueError(
             f"Slice [{start}:{limit}] of axis {axis} cuts tiles of {tile}. Slice at multiples of "
             f"{tile}, use `retile` for finer tiles, or `dequantize` first."
         )
-
-    def cut(part: Any, by: int) -> Any:
-        return lax.slice_in_dim(part, start // by, limit // by, axis=stored)
-
-    codes = cut(q.codes, per_element)
+    codes = lax.slice_in_dim(q.codes, start * bits // 8, limit * bits // 8, axis=stored)
+    short = dict(q.ragged)
+    if limit - start < tile or (limit - start) % tile == 0:
+        short.pop(stored - q.ndim, None)
     if whole:
-        return dataclasses.replace(q, codes=codes)
-    zero = None if q.zero_point is None else cut(q.zero_point, tile)
-    return dataclasses.replace(q, codes=codes, scale=cut(q.scale, tile), zero_point=zero)
+        return dataclasses.replace(q, codes=codes, ragged=tuple(short.items()))
+    q = _sliceable(q, stored)
+
+    def cut(part: Any) -> Any:
+        return lax.slice_in_dim(part, start // tile, -(-limit // tile), axis=stored)
+
+    scale = jax.tree.map(cut, q.scale)
+    zero = None if q.zero_point is None else cut(q.zero_point)
+    offset = q.offset
+    if offset is not None and offset.shape[stored] != 1:
+        offset = cut(offset)
+    return dataclasses.replace(
+        q, codes=codes, scale=scale, zero_point=zero, offset=offset, ragged=tuple(short.items())
+    )
+
+
+def _sliceable(q: QArray, stored: int) -> QArray:
+    """`q` with every leaf of its scales as long along a stored axis as the scales are."""
+    lengths = {part.shape[stored] for part in jax.tree.leaves(q.scale)}
+    return q if len(lengths) == 1 else with_plain_scale(q)
 
 
 def dynamic_index(q: QArray, axis: int, start: Any, size: int) -> QArray:
@@ -75,7 +92,15 @@ def dynamic_index(q: QArray, axis: int, start: Any, size: int) -> QArray:
             f"A slice at a traced position needs tiles of 1 along axis {axis}, which has tiles of "
             f"{q.stored_tile[stored]}{' and is packed' if packed_here else ''}."
         )
-    return jax.tree.map(lambda part: lax.dynamic_slice_in_dim(part, start, size, stored), q)
+    q = _sliceable(q, stored)
+
+    def cut(part: Any) -> Any:
+        # Only an offset is 1 long where there is a tile for each element: it is for all of them.
+        if part.shape[stored] == 1:
+            return part
+        return lax.dynamic_slice_in_dim(part, start, size, stored)
+
+    return jax.tree.map(cut, q)
 
 
 def reshape(q: QArray, shape: tuple[int, ...]) -> QArray:
@@ -94,10 +119,21 @@ def reshape(q: QArray, shape: tuple[int, ...]) -> QArray:
     if q.layout.order is not None or q.layout.packed is not None:
         q = relayout(q, Layout(wide=q.layout.wide))
     tile = reshaped_tile(q.shape, q.tile, shape)
-    scales = tuple(n // t for n, t in zip(shape, tile, strict=True))
+    ragged = tuple(
+        (a - len(shape), t) for a, (n, t) in enumerate(zip(shape, tile, strict=True)) if n % t
+    )
+    scales = tuple(-(-n // t) for n, t in zip(shape, tile, strict=True))
+    if q.offset is not None and math.prod(q.offset.shape) != 1:
+        raise ValueError("A centered QArray with stack axes is not reshaped; dequantize it first.")
+    q = with_plain_scale(q)
     zero = None if q.zero_point is None else q.zero_point.reshape(scales)
     return dataclasses.replace(
-        q, codes=q.codes.reshape(shape), scale=q.scale.reshape(scales), zero_point=zero
+        q,
+        codes=q.codes.reshape(shape),
+        scale=q.scale.reshape(scales),
+        zero_point=zero,
+        offset=None if q.offset is None else q.offset.reshape((1,) * len(shape)),
+        ragged=ragged,
     )
 
 
@@ -110,6 +146,9 @@ def reshaped_tile(
     """
     result: list[int] = []
     for old_axes, new_axes in matching_axes(old, new):
+        if tuple(old[a] for a in old_axes) == tuple(new[a] for a in new_axes):
+            result += [tile[a] for a in old_axes]
+            continue
         flat = flat_tile(tuple(old[a] for a in old_axes), tuple(tile[a] for a in old_axes))
         left = flat
         sizes: list[int] = []
@@ -133,6 +172,8 @@ def reshaped_tile(
 
 def flat_tile(shape: tuple[int, ...], tile: tuple[int, ...]) -> int | None:
     """How many neighbours of the flattened axes share a scale; `None` if they are not a run."""
+    if any(n % t for n, t in zip(shape, tile, strict=True)):
+        return None
     seen_partial = False
     for n, t in zip(reversed(shape), reversed(tile), strict=True):
         if seen_partial and t != 1:
@@ -208,8 +249,17 @@ def squeeze(q: QArray, axes: tuple[int, ...]) -> QArray:
     left = [a for a in range(q.ndim) if a not in axes]
     order = tuple(left.index(a) for a in permutation if a not in axes)
     layout = dataclasses.replace(q.layout, order=order_of(order))
+    gone = [i - q.ndim for i in stored]
     q = jax.tree.map(lambda part: part.reshape(_without(part.shape, stored)), q)
-    return dataclasses.replace(q, layout=layout)
+    scale = q.scale
+    if isinstance(scale, QArray):
+        scale = dataclasses.replace(scale, ragged=_moved(scale.ragged, gone))
+    return dataclasses.replace(q, scale=scale, layout=layout, ragged=_moved(q.ragged, gone))
+
+
+def _moved(ragged: tuple[tuple[int, int], ...], gone: list[int]) -> tuple[tuple[int, int], ...]:
+    """Axes counted from the end, once those in `gone` are dropped."""
+    return tuple((axis + sum(axis < g for g in gone), tile) for axis, tile in ragged)
 
 
 def expand_dims(q: QArray, axes: tuple[int, ...]) -> QArray:
@@ -230,14 +280,25 @@ def _without(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
 def retile(q: QArray, axis: int, tile: int) -> QArray:
     """The same values with finer tiles along a logical axis: scales are repeated.
 
-    **Raises:** `ValueError` unless `tile` divides the present one.
+    **Raises:** `ValueError` unless `tile` divides the present one, or that is the whole axis.
     """
     stored = q.layout.permutation(q.ndim).index(axis)
-    now = q.stored_tile[stored]
-    if now % tile:
+    now, size = q.stored_tile[stored], q.stored_shape[stored]
+    if now % tile and now != size:
         raise ValueError(f"Tiles of {now} along axis {axis} cannot be cut into tiles of {tile}.")
-    times = tuple(now // tile if i == stored else 1 for i in range(q.ndim))
     if now == tile:
         return q
-    zero = None if q.zero_point is None else spread(q.zero_point, times)
-    return dataclasses.replace(q, scale=spread(q.scale, times), zero_point=zero)
+    q = with_plain_scale(q)
+    times = tuple(-(-now // tile) if i == stored else 1 for i in range(q.ndim))
+
+    def repeated(part: Any) -> Any:
+        shape = tuple(-(-size // tile) if i == stored else n for i, n in enumerate(part.shape))
+        return spread(part, times, shape)
+
+    zero = None if q.zero_point is None else repeated(q.zero_point)
+    short = {**dict(q.ragged), stored - q.ndim: tile}
+    if size % tile == 0:
+        short.pop(stored - q.ndim)
+    return dataclasses.replace(
+        q, scale=repeated(q.scale), zero_point=zero, ragged=tuple(short.items())
+    )

@@ -36,20 +36,32 @@ def leaf_specs(q: QArray, spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> QAr
                 f"{shards} shards of an axis of {q.stored_shape[-1]} codes would cut packed blocks "
                 f"of {q.layout.packed}. Shard it less, or keep it unpacked."
             )
-    follows = tuple(
-        entry if n % shards_of(entry, mesh) == 0 else None
-        for entry, n in zip(stored, q.scale.shape, strict=True)
+    short = {axis + q.ndim for axis, _ in q.ragged}
+    scale = PartitionSpec(
+        *(
+            entry if i not in short and n % shards_of(entry, mesh) == 0 else None
+            for i, (entry, n) in enumerate(zip(stored, q.scale.shape, strict=True))
+        )
     )
-    scale = PartitionSpec(*follows)
-    zero = None if q.zero_point is None else scale
-    return dataclasses.replace(q, codes=PartitionSpec(*stored), scale=scale, zero_point=zero)
+    parts: dict[str, Any] = {"codes": PartitionSpec(*stored), "scale": scale}
+    if isinstance(q.scale, QArray):
+        parts["scale"] = leaf_specs(q.scale, scale, mesh)
+    if q.zero_point is not None:
+        parts["zero_point"] = scale
+    if q.offset is not None:
+        # Of length 1 but along stack axes.
+        parts["offset"] = PartitionSpec(
+            *(None if n == 1 else e for e, n in zip(stored, q.offset.shape, strict=True))
+        )
+    return dataclasses.replace(q, **parts)
 
 
 def replicated_axes(q: QArray, spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> tuple[int, ...]:
     """Logical axes that `spec` shards but on which the scales of `q` must be replicated."""
     specs = leaf_specs(q, spec, mesh)
     permutation = q.layout.permutation(q.ndim)
-    pairs = zip(permutation, specs.codes, specs.scale, strict=True)
+    scale = specs.scale.codes if isinstance(q.scale, QArray) else specs.scale
+    pairs = zip(permutation, specs.codes, scale, strict=True)
     return tuple(sorted(a for a, codes, scale in pairs if codes != scale))
 
 

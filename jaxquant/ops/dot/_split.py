@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from ...qarray import QArray, retile
 from ...qarray._layout import inverse
-from ...qarray._qarray import spread, stored_codes
+from ...qarray._qarray import over_codes, scale_values, spread, stored_values
 from ._call import DotCall
 
 
@@ -36,21 +36,29 @@ class Split:
 
 
 def contracted_tiles(call: DotCall) -> tuple[int, ...]:
-    """For each contracted pair of axes, the widest tile within which both scales are constant."""
+    """For each contracted pair of axes, the widest tile within which both scales are constant.
+
+    Where the last tile of an axis is short, the tile need not divide the axis.
+    """
     tiles = []
     for left, right in zip(*call.contracted, strict=True):
-        tile = call.lhs.shape[left]
-        for operand, axis in ((call.lhs, left), (call.rhs, right)):
-            if isinstance(operand, QArray):
-                tile = math.gcd(tile, operand.tile[axis])
-        tiles.append(tile)
+        n = call.lhs.shape[left]
+        own = [
+            operand.tile[axis]
+            for operand, axis in ((call.lhs, left), (call.rhs, right))
+            if isinstance(operand, QArray) and operand.tile[axis] != n
+        ]
+        tiles.append(math.gcd(*own) if own else n)
     return tuple(tiles)
 
 
 def fits_int8(q: QArray) -> bool:
     """Whether every code of `q` less its zero point is an `int8`, as far as their formats tell."""
-    zero = q.scheme.zero_point
-    return zero is None or 2 ** (q.scheme.values.bits - 1) + 2 ** (zero.bits - 1) <= 2**7
+    values, zero = q.scheme.values, q.scheme.zero_point
+    low, high = values.lowest, values.highest
+    if zero is not None:
+        low, high = low - zero.highest, high - zero.lowest
+    return -128 <= low and high <= 127
 
 
 def split(operand: Any, contracted: tuple[int, ...], tiles: tuple[int, ...], dtype: Any) -> Split:
@@ -60,30 +68,45 @@ def split(operand: Any, contracted: tuple[int, ...], tiles: tuple[int, ...], dty
         for axis, tile in zip(contracted, tiles, strict=True):
             operand = retile(operand, axis, tile)
         logical = operand.layout.permutation(operand.ndim)
-        values = stored_codes(operand, dtype)
+        values = stored_values(operand, dtype)
         if operand.zero_point is not None:
-            zero = operand.zero_point.astype(dtype)
-            values = values - spread(zero, operand.stored_tile)
+            values = values - over_codes(operand, operand.zero_point.astype(dtype))
     else:
         logical = tuple(range(operand.ndim))
         values = operand.astype(dtype)
     shape: list[int] = []
     position: dict[int, int] = {}
-    for n, axis in zip(values.shape, logical, strict=True):
+    padding = [(0, 0)] * len(logical)
+    for i, (n, axis) in enumerate(zip(values.shape, logical, strict=True)):
         position[axis] = len(shape)
         tile = tiles[contracted.index(axis)] if axis in contracted else n
+        # A short last tile is filled up with zeros, which add nothing to its sum.
+        padding[i] = (0, -n % tile)
+        n += -n % tile
         # A batch axis of length 1 would make XLA move the weight's axes about.
         shape += [n] if tile == n else [n // tile, tile]
     axes = tuple(position[a] for a in range(len(logical)))
+    if any(after for _, after in padding):
+        values = jnp.pad(values, padding)
     if not quantized:
         return Split(factors=values.reshape(shape), axes=axes, scale=None, scale_axes=())
     # Scales of kept axes may tile them too (per tensor: one in all; blocks: several).
-    tile = tuple(
-        1 if a in contracted or n == 1 else t
-        for a, n, t in zip(logical, operand.scale.shape, operand.stored_tile, strict=True)
-    )
-    scale = spread(operand.scale.astype(jnp.float32), tile)
+    scale = kept_scale(operand, [a in contracted for a in logical])
     return Split(factors=values.reshape(shape), axes=axes, scale=scale, scale_axes=inverse(logical))
+
+
+def kept_scale(q: QArray, contracted: list[bool]) -> Array:
+    """The scales of `q` in stored order, for each element of the axes that are not contracted.
+
+    An axis that one scale spans stays 1 long.
+    """
+    tile, shape = [], []
+    held = zip(contracted, q.scale.shape, q.stored_tile, q.stored_shape, strict=True)
+    for summed, scales, own, n in held:
+        alone = summed or scales == 1
+        tile.append(1 if alone else own)
+        shape.append(scales if alone else n)
+    return spread(scale_values(q), tuple(tile), tuple(shape))
 
 
 def scaled_sums(call: DotCall, dtypes: tuple[Any, Any], sum_dtype: Any) -> Array:

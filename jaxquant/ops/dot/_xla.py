@@ -2,19 +2,22 @@
 
 Three forms, chosen by what the operands hold, never by what fails:
 - *integer*: both sides hold integers. `int8 x int8 -> int32`, exact; scaled in float32.
-- *fp8*: both sides hold 8-bit floats. `fp8 x fp8 -> float32`; scaled in float32.
+- *float*: both sides hold floats or tables. Of 8-bit floats `fp8 x fp8 -> float32`, else what they
+  stand for, in the narrowest dtype that holds it exactly; scaled in float32.
 - *weight-only*: one side is an ordinary array. With wide tiles the codes are multiplied as they
-  are and each group's sum is scaled; with narrow tiles the weight is dequantized first, since
-  partial sums would outweigh it.
+  are and each group's sum is scaled; with narrow tiles, or where the dtype of the other side does
+  not hold what codes stand for, the weight is dequantized first.
 """
 
 import math
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from ...numerics import BFLOAT16
 from ...qarray import dequantize, QArray
 from ._call import DotCall
 from ._split import contracted_tiles, fits_int8, scaled_sums
@@ -29,6 +32,8 @@ LONGEST_SUM = (2**31 - 1) // (128 * 128)
 def refuses(call: DotCall) -> str | None:
     """Why not, or `None`."""
     operands = [x for x in (call.lhs, call.rhs) if isinstance(x, QArray)]
+    if any(x.offset is not None for x in operands):
+        return "it scales sums of codes, and a centered QArray is more than that"
     if len(operands) == 2:
         integer = [x.scheme.values.integer for x in operands]
         if integer[0] != integer[1]:
@@ -60,9 +65,18 @@ def run(call: DotCall) -> Float[Array, "..."]:
     if left and right:
         if call.lhs.scheme.values.integer:
             return scaled_sums(call, (jnp.int8, jnp.int8), jnp.int32)
-        storage = (call.lhs.scheme.values.storage, call.rhs.scheme.values.storage)
-        return scaled_sums(call, storage, jnp.float32)
+        return scaled_sums(call, float_dtypes(call), jnp.float32)
     return weight_only(call)
+
+
+def float_dtypes(call: DotCall) -> tuple[Any, Any]:
+    """In which dtypes two sides that hold no integers are multiplied, exactly."""
+    formats = [call.lhs.scheme.values, call.rhs.scheme.values]
+    if all(f.native and f.bits == 8 for f in formats):
+        return formats[0].storage, formats[1].storage
+    exact = all(f.exact_in(BFLOAT16.storage) for f in formats)
+    dtype = jnp.bfloat16 if exact else jnp.float32
+    return dtype, dtype
 
 
 def weight_only(call: DotCall) -> Float[Array, "..."]:
@@ -71,7 +85,8 @@ def weight_only(call: DotCall) -> Float[Array, "..."]:
     tiles = contracted_tiles(call)
     sizes = [call.lhs.shape[a] for a in call.contracted[0]]
     wide = all(t == n or t >= NARROWEST_GROUP for t, n in zip(tiles, sizes, strict=True))
-    if wide:
+    quantized = call.lhs if isinstance(call.lhs, QArray) else call.rhs
+    if wide and quantized.scheme.values.exact_in(np.dtype(plain.dtype)):
         return scaled_sums(call, (plain.dtype, plain.dtype), jnp.float32)
     return dequantized(call, plain.dtype)
 

@@ -26,10 +26,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int8
 
-from ...numerics import peak
-from ...qarray import Layout, QArray
+from ...numerics import BFLOAT16, peak
+from ...qarray import CANONICAL, Layout, QArray
 from ...qarray._layout import order_of
-from ...qarray._qarray import spread, stored_codes
+from ...qarray._qarray import over_codes, scale_values, spread, stored_codes
 from ...qarray._reshape import flat_tile
 from ._call import DotCall
 from ._split import fits_int8, scaled_sums
@@ -48,6 +48,8 @@ def refuses(call: DotCall) -> str | None:
     if call.platform != "cpu":
         return f"it is for CPUs, and this is a {call.platform}"
     left, right = isinstance(call.lhs, QArray), isinstance(call.rhs, QArray)
+    if any(isinstance(x, QArray) and x.offset is not None for x in (call.lhs, call.rhs)):
+        return "it scales sums of codes, and a centered QArray is more than that"
     if left and right:
         return _refuses_codes(call)
     return _refuses_weight(call if right else call.flipped)
@@ -56,7 +58,9 @@ def refuses(call: DotCall) -> str | None:
 def _refuses_codes(call: DotCall) -> str | None:
     formats = (call.lhs.scheme.values, call.rhs.scheme.values)
     if not any(f.integer for f in formats):
-        return None
+        if all(f.exact_in(BFLOAT16.storage) for f in formats):
+            return None
+        return f"bfloat16 does not hold every value of {formats}"
     if not all(f.integer for f in formats):
         return f"it multiplies integers with integers and floats with floats, not {formats}"
     if call.batch[0] or call.rows(0) != 1 or not call.free(0):
@@ -76,6 +80,8 @@ def _refuses_weight(call: DotCall) -> str | None:
         return f"activations are {call.lhs.dtype}, not float32 or bfloat16"
     if not fits_int8(w):
         return f"{w.scheme.values} less its zero point does not fit int8"
+    if w.ragged:
+        return "some tiles are shorter than others"
     order = w.layout.permutation(w.ndim)
     count = len(call.contracted[1])
     if order[w.ndim - count :] != tuple(sorted(call.contracted[1])) or not count:
@@ -136,10 +142,11 @@ def _weight_only(call: DotCall) -> Float[Array, "..."]:
     rows = x.transpose([*free, *(axis for _, axis in pairs)]).reshape(-1, k).astype(jnp.float32)
     codes = stored_codes(w, jnp.int8)
     if w.zero_point is not None:
-        codes = codes - spread(w.zero_point.astype(jnp.int8), w.stored_tile)
+        codes = codes - over_codes(w, w.zero_point.astype(jnp.int8))
     kept = w.stored_shape[: w.ndim - count]
+    shape = (*kept, *w.scale.shape[len(kept) :])
     tile = tuple(1 if i >= len(kept) else t for i, t in enumerate(w.stored_tile))
-    scale = spread(w.scale.astype(jnp.float32), tile).reshape(int(np.prod(kept)), -1)
+    scale = spread(scale_values(w), tile, shape).reshape(int(np.prod(kept)), -1)
     y = digits_product(rows, codes.reshape(-1, k), scale)
     order = w.layout.permutation(w.ndim)[: len(kept)]
     y = y.reshape(*(x.shape[a] for a in free), *kept)
@@ -208,7 +215,12 @@ def _digits_product_jvp(primals: Any, tangents: Any) -> Any:
 
 
 def layout_for(w: QArray, contracted: tuple[int, ...], stack: tuple[int, ...]) -> Layout:
-    """The layout that this backend reads: stack axes, then kept, then contracted; codes as int8."""
+    """The layout that this backend reads: stack axes, then kept, then contracted; codes as int8.
+
+    What does not hold integers, or not in tiles of one size, is left as it is.
+    """
+    if not w.scheme.values.integer or w.ragged:
+        return CANONICAL
     kept = tuple(a for a in range(w.ndim) if a not in contracted and a not in stack)
     order = order_of((*stack, *kept, *contracted))
-    return Layout(order=order, wide=w.scheme.values.integer and w.scheme.values.bits < 8)
+    return Layout(order=order, wide=w.scheme.values.bits < 8)

@@ -8,9 +8,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Integer
 
-from ...numerics import decode, unpack
+from ...numerics import decode, Format, packed_size, unpack
 from ...qarray import check_qarray, QArray
-from ...qarray._qarray import spread
+from ...qarray._qarray import scale_values, spread
 from ._reference import gather as reference_gather
 
 FILL = lax.GatherScatterMode.FILL_OR_DROP
@@ -59,6 +59,8 @@ def refuses(q: QArray, slice_sizes: tuple[int, ...]) -> str | None:
     for axis, (size, n, tile) in enumerate(zip(slice_sizes, q.shape, q.tile, strict=True)):
         if size not in (1, n) and tile not in (1, n):
             return f"slices of {size} along axis {axis} may begin inside one of its tiles of {tile}"
+    if q.offset is not None:
+        return "it is centered"
     if q.layout.packed is not None:
         last = q.layout.permutation(q.ndim)[-1]
         if slice_sizes[last] != q.shape[last]:
@@ -102,10 +104,10 @@ def gather(
     # Slots outside the range are filled below, so what is fetched for them does not matter.
     starts = indices if mode == PROMISE else lax.clamp(jnp.zeros_like(indices), indices, last)
     fetch = _Fetch(q, starts, dimension_numbers, slice_sizes)
-    values = fetch(q.codes, (1,) * q.ndim, q.layout.packed)
+    values = fetch(q.codes, (1,) * q.ndim, q.scheme.values, q.layout.packed)
     if q.zero_point is not None:
         values = values - fetch(q.zero_point, q.tile)
-    values = (values * fetch(q.scale, q.tile)).astype(q.dtype)
+    values = (values * fetch(scale_values(q), q.tile)).astype(q.dtype)
     if mode != FILL:
         return values
     inside = ((indices >= 0) & (indices <= last)).all(axis=-1)
@@ -134,7 +136,11 @@ class _Fetch:
         )
 
     def __call__(
-        self, part: Array, tile: tuple[int, ...], packed: int | None = None
+        self,
+        part: Array,
+        tile: tuple[int, ...],
+        format: Format | None = None,
+        packed: int | None = None,
     ) -> Float[Array, "..."]:
         starts, offsets = self.starts, self.numbers.offset_dims
         tiles = [tile[a] for a in self.numbers.start_index_map]
@@ -143,20 +149,23 @@ class _Fetch:
         sizes = [-(-size // t) for size, t in zip(self.slice_sizes, tile, strict=True)]
         stored_sizes = [sizes[a] for a in self.permutation]
         if packed is not None:
-            stored_sizes[-1] //= 2
+            assert format is not None
+            stored_sizes[-1] = packed_size(stored_sizes[-1], format)
         found = lax.gather(part, starts, self.stored_numbers, tuple(stored_sizes), mode=PROMISE)
-        if packed is not None:
+        if packed is not None and format is not None:
             found = jnp.moveaxis(found, offsets[-1], -1)
-            found = unpack(found, packed, self.q.scheme.values.storage)
+            found = unpack(found, format, packed)
             found = jnp.moveaxis(found, -1, offsets[-1])
         order = list(range(found.ndim))
         for offset, axis in zip(offsets, sorted(self.kept), strict=True):
             order[offset] = offsets[self.kept.index(axis)]
-        found = decode(found.transpose(order), jnp.dtype(jnp.float32))
-        wide = [1] * found.ndim
+        found = found.transpose(order)
+        found = found.astype(jnp.float32) if format is None else decode(found, format, jnp.float32)
+        wide, shape = [1] * found.ndim, list(found.shape)
         for offset, axis in zip(offsets, sorted(self.kept), strict=True):
-            wide[offset] = self.slice_sizes[axis] // sizes[axis]
-        return spread(found, tuple(wide))
+            shape[offset] = self.slice_sizes[axis]
+            wide[offset] = tile[axis] if sizes[axis] > 1 else self.slice_sizes[axis]
+        return spread(found, tuple(wide), tuple(shape))
 
 
 def _at_least_32_bits(indices: Integer[Array, "..."]) -> Integer[Array, "..."]:

@@ -1,0 +1,199 @@
+"""From a tile's values and its range rule to a scale and a zero point: pure and local.
+
+Divisions by constants are products with reciprocals: XLA makes them that or not, depending on what
+stands around them, and the bits must not depend on it.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from ._cast import decode, encode
+from ._format import Format
+from ._range import (
+    AbsMax,
+    AbsMean,
+    Convention,
+    ExponentRule,
+    Fixed,
+    MeanSquaredError,
+    MinMax,
+    Percentile,
+    Range,
+    RootMeanSquare,
+    SharedExponent,
+)
+
+TINY = 2.0**-126
+"""The least float32 that XLA does not flush to 0; `1 / TINY` is the largest such reciprocal."""
+
+
+def peak(x: Float[Array, "..."], axis: int | tuple[int, ...]) -> Float[Array, "..."]:
+    """The largest magnitude along `axis`, which is kept with length 1; NaN where there is one.
+
+    XLA's CPU compiler may hand a maximum of floats to a library that drops NaN, and a row with NaN
+    would come out of a quantized product finite: hence the second look.
+    """
+    highest = jnp.abs(x.astype(jnp.float32)).max(axis=axis, keepdims=True)
+    return jnp.where(jnp.isnan(x).any(axis=axis, keepdims=True), jnp.nan, highest)
+
+
+def symmetric_scale(
+    x: Float[Array, "..."], axis: tuple[int, ...], rule: Range, format: Format
+) -> Float[Array, "..."]:
+    """The scale of each tile, which lies along `axis` of `x`: 1 for zeros, NaN for any NaN.
+
+    Where no code stands for 0, a tile of zeros has the least scale there is.
+    """
+    match rule:
+        case AbsMax(convention=convention):
+            end = peak(x, axis)
+            scale = _meeting(end, convention, format, x, axis)
+        case Percentile(percent=percent, convention=convention):
+            end = _with_nan(jnp.percentile(jnp.abs(x), percent, axis=axis, keepdims=True), x, axis)
+            scale = _meeting(end, convention, format, x, axis)
+        case RootMeanSquare(multiple=multiple, convention=convention):
+            # Squares of what is left after the peak is taken out neither overflow nor vanish.
+            end = peak(x, axis)
+            unit = x * (1 / jnp.where(end == 0, 1.0, end))
+            end = end * jnp.sqrt(_mean(unit * unit, axis)) * np.float32(multiple)
+            scale = _meeting(end, convention, format, x, axis)
+        case AbsMean(multiple=multiple):
+            end = _mean(jnp.abs(x), axis) * np.float32(multiple)
+            scale = _meeting(end, Convention.HIGHEST, format, x, axis)
+        case Fixed(low=low, high=high, convention=convention):
+            end = jnp.where(peak(x, axis) >= 0, np.float32(max(-low, high)), jnp.nan)
+            scale = _meeting(end, convention, format, x, axis)
+        case SharedExponent(rule=exponent):
+            end = peak(x, axis)
+            scale = _power_of_two(end, exponent, format)
+        case MeanSquaredError(base=AbsMax() as base):
+            scale = symmetric_scale(x, axis, base, format)
+            return scale * _shrunk(x, axis, rule, scale, None, format)
+        case _:
+            raise ValueError(f"{rule} needs a zero point.")
+    return jnp.where(end == 0, 1.0 if format.has_zero else TINY, scale)
+
+
+def asymmetric_scale(
+    x: Float[Array, "..."], axis: tuple[int, ...], rule: Range, format: Format
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """The gap between codes that cover a tile's range, and where that range begins.
+
+    The gap is 1 for tiles of zeros, and NaN where there is one.
+    """
+    match rule:
+        case MinMax(include_zero=include_zero):
+            low, high = x.min(axis=axis, keepdims=True), x.max(axis=axis, keepdims=True)
+            if include_zero:
+                low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
+        case Percentile(percent=percent):
+            ends = jnp.asarray([(100 - percent) / 2, (100 + percent) / 2], jnp.float32)
+            low, high = jnp.percentile(x, ends, axis=axis, keepdims=True)
+            low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
+        case Fixed(low=fixed_low, high=fixed_high):
+            some = peak(x, axis)
+            low, high = jnp.full_like(some, fixed_low), jnp.full_like(some, fixed_high)
+        case MeanSquaredError(base=MinMax() as base):
+            scale, low = asymmetric_scale(x, axis, base, format)
+            zero = jnp.round(zero_point(low, scale, format))
+            factor = _shrunk(x, axis, rule, scale, zero, format)
+            return scale * factor, low * factor
+        case _:
+            raise ValueError(f"{rule} takes no zero point.")
+    scale = _over(high - low, format.highest - format.lowest)
+    # A tile that is one number apart from 0 has no gap: its zero point and a gap of that size.
+    scale = jnp.where(high == low, jnp.where(low == 0, 1.0, jnp.abs(low)), scale)
+    return _with_nan(scale, x, axis), low
+
+
+def zero_point(
+    low: Float[Array, "..."], scale: Float[Array, "..."], format: Format
+) -> Float[Array, "..."]:
+    """The code, still as a real, that stands for 0 in a tile whose range starts at `low`."""
+    return format.lowest - low / scale
+
+
+def _meeting(
+    end: Float[Array, "..."],
+    convention: Convention,
+    format: Format,
+    x: Float[Array, "..."],
+    axis: tuple[int, ...],
+) -> Float[Array, "..."]:
+    """The scale with which the code that the convention names stands for `end`."""
+    match convention:
+        case Convention.HIGHEST:
+            return _over(end, format.highest)
+        case Convention.MIDDLE:
+            return _over(end, (format.highest - format.lowest) / 2)
+        case Convention.LOWEST:
+            return _over(end, -format.lowest)
+        case Convention.SIGNED:
+            low, high = (f(x, axis=axis, keepdims=True) for f in (jnp.min, jnp.max))
+            signed = jnp.where(jnp.abs(low) >= jnp.abs(high), -end, end)
+            return _over(signed, format.lowest)
+
+
+def _power_of_two(
+    end: Float[Array, "..."], rule: ExponentRule, format: Format
+) -> Float[Array, "..."]:
+    """`2 ** (exponent of end - largest exponent of the format)`, by the bits of both."""
+    mantissa, exponent = math.frexp(format.highest)
+    bits = lax.bitcast_convert_type(end.astype(jnp.float32), jnp.int32)
+    shared = (bits >> 23) - (exponent - 1)
+    if rule is ExponentRule.CEIL:
+        largest = int((2 * mantissa - 1) * 2**23)
+        shared = shared + ((bits & (2**23 - 1)) > largest)
+    scale = lax.bitcast_convert_type(jnp.clip(shared, 1, 253) << 23, jnp.float32)
+    return jnp.where(jnp.isfinite(end), scale, end)
+
+
+def _shrunk(
+    x: Float[Array, "..."],
+    axis: tuple[int, ...],
+    rule: MeanSquaredError,
+    scale: Float[Array, "..."],
+    zero: Float[Array, "..."] | None,
+    format: Format,
+) -> Float[Array, "..."]:
+    """For each tile the factor of the scale with which rounding errs least."""
+
+    def loss(factor: Float[Array, ""]) -> Float[Array, "..."]:
+        gap = scale * factor
+        shifted = x * (1 / gap)
+        if zero is None:
+            rounded = decode(encode(shifted, format), format, jnp.float32)
+        else:
+            rounded = decode(encode(jnp.round(shifted) + zero, format), format, jnp.float32) - zero
+        # In units of the widest scale, so that the power of a tiny error is not flushed to 0.
+        error = jnp.abs(rounded * factor - x * (1 / scale))
+        return (error**rule.power).sum(axis=axis, keepdims=True)
+
+    factors = 1 - jnp.arange(max(1, int(rule.shrink * rule.grid)), dtype=jnp.float32) / rule.grid
+
+    def step(i: int, best: tuple[Array, Array]) -> tuple[Array, Array]:
+        least, kept = best
+        now = loss(factors[i])
+        return jnp.minimum(least, now), jnp.where(now < least, factors[i], kept)
+
+    start = (loss(factors[0]), jnp.ones_like(scale))
+    return lax.fori_loop(1, len(factors), step, start)[1]
+
+
+def _mean(x: Float[Array, "..."], axis: tuple[int, ...]) -> Float[Array, "..."]:
+    count = math.prod(x.shape[a] for a in axis)
+    return _over(x.sum(axis=axis, keepdims=True), count)
+
+
+def _with_nan(
+    value: Float[Array, "..."], x: Float[Array, "..."], axis: tuple[int, ...]
+) -> Float[Array, "..."]:
+    return jnp.where(jnp.isnan(peak(x, axis)), jnp.nan, value)
+
+
+def _over(x: Float[Array, "..."], divisor: float) -> Float[Array, "..."]:
+    return x * jnp.asarray(1 / divisor, x.dtype)
