@@ -36,11 +36,11 @@ from ._manifest import (
     plan_from_dict,
     plan_to_dict,
     read_manifest,
-    Role,
     Tensor,
     VERSION,
 )
 from ._orbax import write_arrays
+from ._parts import described, parts_of, shape_of, table_of
 from ._placement import assembled, part_shardings, placed_by, Placement
 from ._stored import describe as describe_part, dtype_named, read_part, to_stored
 from ._tree import build, describe, fill, Leaf
@@ -222,19 +222,17 @@ def _tensor(index: int, leaf: Leaf) -> Tensor:
             raise type(error)(f"{leaf.path}: {error}") from None
         # Shapes of the canonical layout: its arrays are made one leaf at a time, when written.
         value = jax.eval_shape(lambda q: relayout(q, CANONICAL), value)
-        roles: list[Role] = [
-            role for role in ("codes", "scale", "zero_point") if getattr(value, role) is not None
-        ]
-        parts: dict[Role, Part] = {
-            role: describe_part(getattr(value, role), f"{prefix}.{role}") for role in roles
-        }
+        nested = isinstance(value.scale, QArray)
         return Tensor(
             **common,
             shape=value.shape,
             dtype=value.dtype.name,
-            parts=parts,
+            parts=described(value, prefix),
             scheme=scheme_to_dict(value.scheme),
             tile=value.tile,
+            table=table_of(value.scheme.values),
+            scale_tile=value.scale.tile if nested else None,
+            scale_table=table_of(value.scale.scheme.values) if nested else None,
         )
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         part = describe_part(jax.random.key_data(value), f"{prefix}.plain")
@@ -272,9 +270,10 @@ def _write_group(
             value = relayout(value, CANONICAL)
         elif tensors[index].prng is not None:
             value = jax.random.key_data(value)
+        held = parts_of(value) if isinstance(value, QArray) else {"plain": value}
         stored = {r: part for r, part in tensors[index].parts.items() if part.bytes > 0}
         for role, part in stored.items():
-            arrays[_key(part)] = to_stored(value if role == "plain" else getattr(value, role))
+            arrays[_key(part)] = to_stored(held[role], part.code_bits)
     if arrays:
         write_arrays(folder, arrays)
 
@@ -294,24 +293,13 @@ def _key(part: Part) -> str:
 
 def _shape(tensor: Tensor, where: str) -> Any:
     """Shapes and dtypes of a tensor's parts, as the array or QArray that they make."""
-    shapes = {
-        r: jax.ShapeDtypeStruct(p.shape, dtype_named(p.dtype)) for r, p in tensor.parts.items()
-    }
     if tensor.scheme is None:
-        return shapes["plain"]
+        plain = tensor.parts["plain"]
+        return jax.ShapeDtypeStruct(plain.shape, dtype_named(plain.dtype))
     try:
-        q = QArray(
-            codes=shapes["codes"],
-            scale=shapes["scale"],
-            zero_point=shapes.get("zero_point"),
-            scheme=scheme_from_dict(tensor.scheme, where=tensor.path),
-            layout=CANONICAL,
-            dtype=dtype_named(tensor.dtype),
-        )
-        check_qarray(q)
+        return shape_of(tensor, scheme_from_dict(tensor.scheme, where=tensor.path))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where} describes {tensor.path} wrongly: {error}") from None
-    return q
 
 
 def _verify(folder: Path, manifest: Manifest, inside: str) -> None:

@@ -10,13 +10,15 @@ from typing import Any, Literal
 import msgspec
 
 from ..intercept import LeafPlan, Plan, SitePlan
+from ..intercept._plan import role_axes
 from ..qarray import Scheme
 from ..recipes import scheme_from_dict, scheme_to_dict
 from ._errors import CheckpointError
 
 NAME = "manifest.json"
 FORMAT = "jaxquant checkpoint"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
 _DATA = re.compile(r"data-[0-9a-f]{16}")
 # A manifest begins with its own digest, of everything after the digest's closing quote.
 _HEAD = re.compile(rb'\{"sha256":"([0-9a-f]{64})"')
@@ -31,12 +33,14 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
 
 
-Packing = Literal["none", "bits", "nibbles"]
-Role = Literal["plain", "codes", "scale", "zero_point"]
+Packing = Literal["none", "bits", "nibbles", "bitstring"]
 
 
-class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """One stored array. `array` is its folder under `arrays/`."""
+class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One stored array. `array` is its folder under `arrays/`.
+
+    `code_bits` are the bits of each element that a bit string holds.
+    """
 
     array: str
     shape: tuple[int, ...]
@@ -45,23 +49,30 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     stored_dtype: str
     packing: Packing
     bytes: int
+    code_bits: int | None = None
 
 
 class Tensor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An array of the model, of the shape and dtype that the model sees.
 
     `path` is the one in plans. `parts` has the role `plain`, or `codes`, `scale` and perhaps
-    `zero_point`; then `scheme` and `tile` say how they are meant. `prng` names the generator of
-    a random key, whose data are then the plain part.
+    `zero_point` and `offset`; then `scheme` and `tile` say how they are meant, and `table` what
+    each code stands for where that is not the number itself. Where scales are held as codes, the
+    roles `scale.codes`, `scale.scale` and perhaps `scale.offset` take the place of `scale`, with a
+    tile and a table of their own. `prng` names the generator of a random key, whose data are then
+    the plain part.
     """
 
     path: str
     parameter: bool
     shape: tuple[int, ...]
     dtype: str
-    parts: dict[Role, Part]
+    parts: dict[str, Part]
     scheme: dict[str, Any] | None = None
     tile: tuple[int, ...] | None = None
+    table: tuple[float, ...] | None = None
+    scale_tile: tuple[int, ...] | None = None
+    scale_table: tuple[float, ...] | None = None
     prng: str | None = None
 
 
@@ -113,10 +124,10 @@ def decode(data: bytes, where: str) -> Manifest:
         )
     try:
         header = msgspec.json.decode(data, type=_Header)
-        if header.format != FORMAT or header.version != VERSION:
+        if header.format != FORMAT or header.version not in READABLE:
             raise CheckpointError(
                 f"{where} is of format {header.format!r}, version {header.version}; this jaxquant "
-                f"reads {FORMAT!r}, version {VERSION}. Install a newer jaxquant."
+                f"reads {FORMAT!r}, versions {READABLE[0]} to {VERSION}. Install a newer jaxquant."
             )
         manifest = msgspec.json.decode(data, type=Manifest)
     except msgspec.MsgspecError as error:
@@ -192,10 +203,19 @@ def plan_from_dict(data: dict[str, Any], where: str) -> Plan:
         )
 
     try:
+        sites = tuple(row(SitePlan, s, f"{where}, {s['site']}") for s in data["sites"])
+        roles = {s.path: role_axes(s.roles) for s in reversed(sites) if s.weights and s.roles}
+        leaves = data["leaves"]
+        if any("contracted" not in leaf for leaf in leaves):
+            # Version 1 kept the roles of axes with the sites alone.
+            axes = [
+                dict(zip(("contracted", "stack"), roles[s["path"]], strict=True)) for s in leaves
+            ]
+            leaves = [{**leaf, **own} for leaf, own in zip(leaves, axes, strict=True)]
         return Plan(
             recipe=data["recipe"],
-            sites=tuple(row(SitePlan, s, f"{where}, {s['site']}") for s in data["sites"]),
-            leaves=tuple(row(LeafPlan, s, f"{where}, {s['path']}") for s in data["leaves"]),
+            sites=sites,
+            leaves=tuple(row(LeafPlan, s, f"{where}, {s['path']}") for s in leaves),
             others=tuple((path, ops) for path, ops in data["others"]),
             sizes=tuple((path, size) for path, size in data["sizes"]),
         )

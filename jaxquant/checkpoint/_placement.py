@@ -1,6 +1,5 @@
 """Where the tensors of a checkpoint go: `load(sharding=)` as a function of a tensor's path."""
 
-import dataclasses
 import fnmatch
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from ..qarray import QArray, shardings_like
+from ._parts import parts_of, with_parts
 
 Placement = (
     None | Sharding | Callable[[str], Sharding | None] | tuple[Mesh, Mapping[str, PartitionSpec]]
@@ -58,14 +58,13 @@ def part_shardings(path: str, shape: Any, sharding: Sharding | None) -> dict[str
         if not isinstance(shape, QArray):
             parts, shapes = {"plain": sharding}, {"plain": shape}
         else:
-            shapes = {f: getattr(shape, f) for f in ("codes", "scale", "zero_point")}
+            shapes = parts_of(shape)
             if isinstance(sharding, NamedSharding):
-                cut = shardings_like(shape, sharding)
-                parts = {role: getattr(cut, role) for role in shapes}
+                parts = parts_of(shardings_like(shape, sharding))
             else:
                 parts = dict.fromkeys(shapes, sharding)
         for role, part in parts.items():
-            if part is not None and shapes[role] is not None:
+            if part is not None:
                 part.shard_shape(tuple(shapes[role].shape))
     except ValueError as error:
         raise ValueError(
@@ -83,4 +82,4 @@ def assembled(shape: Any, parts: dict[str, Any]) -> Any:
     """The array or QArray of `shape` that is made of `parts`."""
     if not isinstance(shape, QArray):
         return parts["plain"]
-    return dataclasses.replace(shape, **{"zero_point": None, **parts})
+    return with_parts(shape, parts)

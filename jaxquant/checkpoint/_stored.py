@@ -1,4 +1,4 @@
-"""Arrays as a checkpoint holds them: of a dtype that every NumPy has, two 4-bit codes a byte.
+"""Arrays as a checkpoint holds them: of dtypes that every NumPy has, codes in their own bits.
 
 The rules are those of docs/format.md, "Arrays".
 """
@@ -17,6 +17,8 @@ from ._errors import CheckpointError
 from ._manifest import Packing, Part
 from ._zarr import empty, ZarrArray
 
+# How many codes are taken apart into bits at a time; whole bytes for any number of bits.
+_AT_ONCE = 1 << 20
 _FOUR_BITS = ("int4", "uint4", "float4_e2m1fn")
 
 
@@ -41,28 +43,31 @@ def dtype_named(name: str) -> np.dtype:
         ) from None
 
 
-def stored_shape(shape: tuple[int, ...], packing: str) -> tuple[int, ...]:
-    """The shape of the stored array: with nibbles, the last axis halved or all of them flattened.
+def stored_shape(shape: tuple[int, ...], bits: int | None) -> tuple[int, ...]:
+    """The shape of the stored array, `bits` an element: the last axis shorter, or all flattened.
 
     The bytes are the same either way; a shape that keeps its axes can be read shard by shard.
     """
-    if packing != "nibbles":
+    if bits is None:
         return shape
-    if shape and shape[-1] % 2 == 0:
-        return (*shape[:-1], shape[-1] // 2)
-    return (-(-math.prod(shape) // 2),)
+    if shape and shape[-1] * bits % 8 == 0:
+        return (*shape[:-1], shape[-1] * bits // 8)
+    return (-(-math.prod(shape) * bits // 8),)
 
 
-def describe(array: Any, name: str) -> Part:
-    """What the manifest says of an array that is stored under `name`."""
+def describe(array: Any, name: str, code_bits: int | None = None) -> Part:
+    """What the manifest says of an array that is stored under `name`.
+
+    Of elements of one byte, `code_bits` are stored where that is given.
+    """
     dtype = np.dtype(array.dtype)
     shape = tuple(array.shape)
-    packing = packing_of(dtype)
+    packing = packing_of(dtype) if code_bits is None else "bitstring"
     if packing == "none":
         held = dtype
     else:
         held = np.dtype(f"uint{8 * dtype.itemsize}")
-    stored = stored_shape(shape, packing)
+    stored = stored_shape(shape, 4 if packing == "nibbles" else code_bits)
     return Part(
         array=name,
         shape=shape,
@@ -71,12 +76,16 @@ def describe(array: Any, name: str) -> Part:
         stored_dtype=held.name,
         packing=packing,
         bytes=math.prod(stored) * held.itemsize,
+        code_bits=code_bits,
     )
 
 
-def to_stored(array: Any) -> np.ndarray:
+def to_stored(array: Any, code_bits: int | None = None) -> np.ndarray:
     """The stored form of an array, on the host."""
     host = np.ascontiguousarray(_on_host(array)).reshape(array.shape)
+    if code_bits is not None:
+        packed = to_bitstring(host.reshape(-1).view(np.uint8), code_bits)
+        return packed.reshape(stored_shape(host.shape, code_bits))
     packing = packing_of(host.dtype)
     if packing == "none":
         return host
@@ -85,7 +94,33 @@ def to_stored(array: Any) -> np.ndarray:
     codes = host.reshape(-1).view(np.uint8)
     packed = codes[0::2] & np.uint8(15)
     packed[: codes.size // 2] |= codes[1::2] << np.uint8(4)
-    return packed.reshape(stored_shape(host.shape, packing))
+    return packed.reshape(stored_shape(host.shape, 4))
+
+
+def to_bitstring(codes: np.ndarray, bits: int) -> np.ndarray:
+    """The lowest `bits` of each byte, one after the other, the first in the lowest bits."""
+    result = np.zeros(-(-codes.size * bits // 8), np.uint8)
+    for start in range(0, codes.size, _AT_ONCE):
+        piece = codes[start : start + _AT_ONCE]
+        string = np.unpackbits(piece[:, None], axis=1, count=bits, bitorder="little")
+        packed = np.packbits(string.reshape(-1), bitorder="little")
+        result[start * bits // 8 :][: packed.size] = packed
+    return result
+
+
+def from_bitstring(packed: np.ndarray, bits: int, count: int, signed: bool) -> np.ndarray:
+    """Undoes `to_bitstring` for `count` codes, extending signs; one code a byte."""
+    result = empty((count,), np.dtype(np.uint8))
+    for start in range(0, count, _AT_ONCE):
+        size = min(_AT_ONCE, count - start)
+        piece = packed[start * bits // 8 : -(-(start + size) * bits // 8)]
+        string = np.unpackbits(piece, count=size * bits, bitorder="little").reshape(size, bits)
+        codes = np.packbits(string, axis=1, bitorder="little")[:, 0]
+        if signed:
+            half = np.uint8(2 ** (bits - 1))
+            codes = (codes ^ half) - half
+        result[start : start + size] = codes
+    return result
 
 
 def _on_host(array: Any) -> np.ndarray:
@@ -137,17 +172,26 @@ def read_part(folder: Path, part: Part, sharding: Sharding | None) -> jax.Array:
 
 def _read_region(stored: ZarrArray, part: Part, region: tuple[slice, ...]) -> np.ndarray:
     dtype = dtype_named(part.dtype)
-    if part.packing != "nibbles":
+    bits = 4 if part.packing == "nibbles" else part.code_bits
+    if bits is None:
         return stored.read(region).view(dtype)
-    if len(part.stored_shape) != len(part.shape) or part.shape[-1] % 2:
-        # Flattened, with a nibble to spare: there are no regions of it.
+
+    def unpacked(packed: np.ndarray) -> np.ndarray:
+        if part.packing == "nibbles":
+            return _unpacked(packed, dtype)
+        count = packed.size * 8 // bits
+        codes = from_bitstring(packed.reshape(-1), bits, count, dtype.kind == "i").view(dtype)
+        return codes.reshape(*packed.shape[:-1], -1)
+
+    if len(part.stored_shape) != len(part.shape) or part.shape[-1] * bits % 8:
+        # Flattened, with bits to spare: there are no regions of it.
         packed = stored.read((slice(0, part.stored_shape[0]),))
-        return _unpacked(packed, dtype)[: math.prod(part.shape)].reshape(part.shape)[(*region, ...)]
+        return unpacked(packed)[: math.prod(part.shape)].reshape(part.shape)[(*region, ...)]
     *lead, last = region
-    bytes_read = slice(last.start // 2, -(-last.stop // 2))
-    codes = _unpacked(stored.read((*lead, bytes_read)), dtype)
-    skip = last.start - 2 * bytes_read.start
-    return codes[..., skip : skip + last.stop - last.start]
+    # Whole runs of eight codes fill whole bytes.
+    start, stop = last.start // 8 * 8, min(-(-last.stop // 8) * 8, part.shape[-1])
+    codes = unpacked(stored.read((*lead, slice(start * bits // 8, stop * bits // 8))))
+    return codes[..., last.start - start : last.stop - start]
 
 
 def _unpacked(packed: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -57,7 +57,8 @@ def decode(
 def round_at_random(x: Float[Array, "*dims"], key: Any) -> Float[Array, "*dims"]:
     """One of the two integers around `x`, such that the expectation is `x`."""
     below = jnp.floor(x)
-    return below + (jax.random.uniform(key, x.shape, jnp.float32) < x - below)
+    up = jax.random.uniform(key, x.shape, jnp.float32) < x - below
+    return below + up.astype(x.dtype)
 
 
 def _stochastic(x: Float[Array, "*dims"], format: Format, key: Any) -> Float[Array, "*dims"]:
@@ -130,7 +131,7 @@ def _to_table(x: Float[Array, "*dims"], format: Format) -> Shaped[Array, "*dims"
     if len(last) < _LONGEST_TREE:
         place = jnp.zeros(x.shape, jnp.int32)
         for end in last:
-            place = place + (x > end)
+            place = place + (x > end).astype(jnp.int32)
     else:
         place = jnp.searchsorted(last, x, side="left")
     if (codes == np.arange(len(codes))).all():

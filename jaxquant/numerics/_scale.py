@@ -147,7 +147,7 @@ def _power_of_two(
     shared = (bits >> 23) - (exponent - 1)
     if rule is ExponentRule.CEIL:
         largest = int((2 * mantissa - 1) * 2**23)
-        shared = shared + ((bits & (2**23 - 1)) > largest)
+        shared = shared + ((bits & (2**23 - 1)) > largest).astype(jnp.int32)
     scale = lax.bitcast_convert_type(jnp.clip(shared, 1, 253) << 23, jnp.float32)
     return jnp.where(jnp.isfinite(end), scale, end)
 
@@ -185,7 +185,7 @@ def _shrunk(
 
 
 def _mean(x: Float[Array, "..."], axis: tuple[int, ...]) -> Float[Array, "..."]:
-    count = math.prod(x.shape[a] for a in axis)
+    count = float(math.prod(x.shape[a] for a in axis))
     return _over(x.sum(axis=axis, keepdims=True), count)
 
 

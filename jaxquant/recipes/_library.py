@@ -11,7 +11,8 @@ from pathlib import Path
 from ..intercept import Recipe, Rule
 from ..numerics import AbsMax, BFLOAT16, Convention, E4M3, INT4, INT8
 from ..qarray import PER_CHANNEL, Scheme, Tile
-from ._parse import load, nearest
+from ._names import nearest
+from ._parse import load
 
 # Tied logits read the embedding, so the first pattern speaks of them as well; the second one is of
 # a head of its own (`head/kernel`, `lm_head/kernel`).

@@ -4,42 +4,41 @@ Reading is strict: an unknown key, an unknown name or a value of another type is
 where it stands and what would have been valid. Nothing is converted: `"64"` is not 64.
 """
 
-import difflib
 import json
 import os
 import re
 import tomllib
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Union
 
 import msgspec
 
 from ..intercept import Recipe, Rule
-from ..numerics import AbsMax, Convention, Format, FORMATS, MinMax, Range
-from ..qarray import Scheme, Tile
+from ..numerics import Format, FORMATS
+from ..qarray import Scheme, schemes, Tile
+from ._names import known, nearest
+from ._ranges import range_from_text, range_to_data, RangeText
 
 Size = int | Literal["all"]
 """How many neighbours share a scale; `"all"` is the whole axis (`None` in a `Tile`)."""
-
-
-class _AbsMaxText(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    absmax: str
 
 
 class _SchemeText(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     values: str
     contracted: Size
     kept: Size = 1
-    scale: str = "float32"
-    range: _AbsMaxText | str = _AbsMaxText(absmax="highest")
+    ragged: bool = False
+    scale: Union["_SchemeText", str] = "float32"
+    range: RangeText | str = RangeText(absmax="highest")
     zero_point: str | None = None
+    centered: bool = False
+    codes_first: bool = False
 
 
 class _RuleText(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     match: str
-    weights: _SchemeText | None = None
-    activations: _SchemeText | None = None
+    weights: _SchemeText | str | None = None
+    activations: _SchemeText | str | None = None
     leave: bool = False
     optional: bool = False
     elsewhere: str = "error"
@@ -56,7 +55,9 @@ _WITHIN: dict[str, type[msgspec.Struct]] = {
     "rules": _RuleText,
     "weights": _SchemeText,
     "activations": _SchemeText,
-    "range": _AbsMaxText,
+    "scale": _SchemeText,
+    "range": RangeText,
+    "mse": RangeText,
 }
 
 
@@ -107,7 +108,7 @@ def dump(recipe: Recipe) -> str:
         for role in ("weights", "activations"):
             scheme = getattr(rule, role)
             if scheme is not None:
-                lines.append(f"{role} = {_inline(_without_defaults(scheme_to_dict(scheme)))}")
+                lines.append(f"{role} = {_inline(_named_or_whole(scheme))}")
         if rule.optional:
             lines.append("optional = true")
         if rule.elsewhere != "error":
@@ -117,20 +118,27 @@ def dump(recipe: Recipe) -> str:
 
 def scheme_to_dict(scheme: Scheme) -> dict[str, Any]:
     """The scheme as plain data, with the names that recipes and checkpoint manifests use."""
-    if isinstance(scheme.range, AbsMax):
-        rule: Any = {"absmax": scheme.range.convention.value}
-    else:
-        rule = "minmax"
+    scale = scheme.scale
     result = {
         "values": scheme.values.name.lower(),
         "contracted": _size_text(scheme.tile.contracted),
         "kept": _size_text(scheme.tile.kept),
-        "scale": scheme.scale.name.lower(),
-        "range": rule,
+        "scale": scheme_to_dict(scale) if isinstance(scale, Scheme) else scale.name.lower(),
+        "range": range_to_data(scheme.range),
     }
     if scheme.zero_point is not None:
         result["zero_point"] = scheme.zero_point.name.lower()
-    return result
+    flags = {"ragged": scheme.tile.ragged}
+    flags |= {"centered": scheme.centered, "codes_first": scheme.codes_first}
+    return result | {key: True for key, is_set in flags.items() if is_set}
+
+
+def _named_or_whole(scheme: Scheme) -> Any:
+    """The name of a scheme that has one, else its table without what is usual."""
+    for name, value in schemes.NAMED.items():
+        if scheme == value:
+            return name
+    return _without_defaults(scheme_to_dict(scheme))
 
 
 def scheme_from_dict(data: Any, *, where: str) -> Scheme:
@@ -139,11 +147,6 @@ def scheme_from_dict(data: Any, *, where: str) -> Scheme:
     **Raises:** `ValueError` saying where what is wrong.
     """
     return _scheme(_typed(data, _SchemeText, where), where)
-
-
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """The valid name that looks most like `name`."""
-    return difflib.get_close_matches(name, list(valid), n=1, cutoff=0.0)[0]
 
 
 def _typed(data: Any, kind: type[Any], where: str) -> Any:
@@ -218,16 +221,28 @@ def _rule(rule: _RuleText, where: str) -> Rule:
     )
 
 
-def _scheme(text: _SchemeText, where: str) -> Scheme:
-    zero = text.zero_point
+def _scheme(text: _SchemeText | str, where: str) -> Scheme:
+    if isinstance(text, str):
+        return schemes.NAMED[known(text, schemes.NAMED, where)]
+    zero, scale = text.zero_point, f"{where}, scale"
     return _made(
         Scheme,
         where,
         values=_format(text.values, f"{where}, values"),
-        tile=_made(Tile, where, contracted=_size(text.contracted), kept=_size(text.kept)),
-        scale=_format(text.scale, f"{where}, scale"),
-        range=_range(text.range, f"{where}, range"),
+        tile=_made(
+            Tile,
+            where,
+            contracted=_size(text.contracted),
+            kept=_size(text.kept),
+            ragged=text.ragged,
+        ),
+        scale=_format(text.scale, scale)
+        if isinstance(text.scale, str)
+        else _scheme(text.scale, scale),
+        range=range_from_text(text.range, f"{where}, range"),
         zero_point=None if zero is None else _format(zero, f"{where}, zero_point"),
+        centered=text.centered,
+        codes_first=text.codes_first,
     )
 
 
@@ -241,25 +256,7 @@ def _made(kind: Any, where: str, **fields: Any) -> Any:
 
 def _format(name: str, where: str) -> Format:
     names = {each.lower(): row for each, row in FORMATS.items()}
-    return names[_known(name, names, where)]
-
-
-def _range(rule: _AbsMaxText | str, where: str) -> Range:
-    if isinstance(rule, str):
-        _known(rule, ["minmax"], where, instead=' or { absmax = "highest" }')
-        return MinMax()
-    names = {each.value: each for each in Convention}
-    return AbsMax(convention=names[_known(rule.absmax, names, f"{where}, absmax")])
-
-
-def _known(name: str, valid: Iterable[str], where: str, *, instead: str = "") -> str:
-    valid = list(valid)
-    if name not in valid:
-        raise ValueError(
-            f"{where}: there is no {name!r}; the nearest valid name is {nearest(name, valid)!r}"
-            f"{instead} (all: {', '.join(valid)})."
-        )
-    return name
+    return names[known(name, names, where)]
 
 
 def _size(size: Size) -> int | None:
@@ -272,12 +269,20 @@ def _size_text(size: int | None) -> Size:
 
 def _without_defaults(scheme: dict[str, Any]) -> dict[str, Any]:
     usual = {"kept": 1, "scale": "float32", "range": {"absmax": "highest"}}
-    return {key: value for key, value in scheme.items() if usual.get(key) != value}
+    return {
+        key: _without_defaults(value) if key == "scale" and isinstance(value, dict) else value
+        for key, value in scheme.items()
+        if usual.get(key) != value
+    }
 
 
 def _inline(value: Any) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{key} = {_inline(each)}" for key, each in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_inline, value)) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
     return _quoted(value) if isinstance(value, str) else str(value)
 
 

@@ -70,8 +70,8 @@ def signed(fields: dict) -> bytes:
 def test_unknown_keys_are_passed_over_and_newer_versions_refused():
     fields = msgspec.to_builtins(manifest())
     assert _manifest.decode(signed({**fields, "later": 1}), "m") == manifest()
-    with pytest.raises(CheckpointError, match="version 2; this jaxquant reads .* version 1"):
-        _manifest.decode(signed({**fields, "version": 2}), "m")
+    with pytest.raises(CheckpointError, match="version 3; this jaxquant reads .* versions 1 to 2"):
+        _manifest.decode(signed({**fields, "version": 3}), "m")
     with pytest.raises(CheckpointError, match="of format 'another'"):
         _manifest.decode(signed({**fields, "format": "another"}), "m")
 
@@ -107,10 +107,19 @@ def test_a_plan_comes_back_whole_with_its_fingerprint():
         assert getattr(back, field) == getattr(plan, field)
 
 
+def test_a_plan_of_version_1_gets_the_roles_of_its_axes_from_its_sites():
+    plan = linen_tree()[1]
+    data = json.loads(json.dumps(_manifest.plan_to_dict(plan)))
+    for leaf in data["leaves"]:
+        del leaf["contracted"], leaf["stack"]
+        leaf["tile"] = [1, 1]
+    assert _manifest.plan_from_dict(data, "m").leaves == plan.leaves
+
+
 def test_a_plan_that_cannot_be_read_says_where():
     data = json.loads(json.dumps(_manifest.plan_to_dict(linen_tree()[1])))
-    data["leaves"][0]["scheme"]["values"] = "int5"
-    with pytest.raises(CheckpointError, match="m holds a plan .*int4/groups.*'int5'"):
+    data["leaves"][0]["scheme"]["values"] = "int9"
+    with pytest.raises(CheckpointError, match="m holds a plan .*int4/groups.*'int9'"):
         _manifest.plan_from_dict(data, "m")
     del data["leaves"][0]["scheme"]
     with pytest.raises(CheckpointError, match="m holds a plan .*scheme"):

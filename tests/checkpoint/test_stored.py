@@ -26,7 +26,43 @@ def test_nibbles_lie_as_worked_out_by_hand(codes, shape, packed):
     stored = _stored.to_stored(array)
     assert stored.dtype == np.uint8
     assert list(stored.tobytes()) == packed
-    assert stored.shape == _stored.stored_shape(tuple(shape), "nibbles")
+    assert stored.shape == _stored.stored_shape(tuple(shape), 4)
+
+
+# Codes and bits, and the bytes worked out by hand: from the lowest bit on, two's complement.
+STRINGS = [
+    ([1, 0, 1, 1, 0, 0, 0, 1], 1, "uint8", [0b10001101]),
+    ([1, -2, 0, -1], 2, "int8", [0b11001001]),
+    ([1, 2, 3, 4, 5, 6, 7, 0], 3, "uint8", [0b11010001, 0b01011000, 0b00011111]),
+    ([-1, 15, -16], 5, "int8", [0b11111111, 0b01000001]),
+    ([127, 0, 85], 7, "uint8", [0b01111111, 0b01000000, 0b00010101]),
+]
+
+
+@pytest.mark.parametrize("codes, bits, dtype, packed", STRINGS)
+def test_bit_strings_lie_as_worked_out_by_hand(codes, bits, dtype, packed):
+    stored = _stored.to_stored(jnp.array(codes, dtype), bits)
+    assert list(stored.tobytes()) == packed
+
+
+@pytest.mark.parametrize("bits", range(1, 8))
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_codes_of_any_width_come_back_whole_and_in_pieces(bits, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(_stored, "_AT_ONCE", 64)  # several rounds
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if dtype == "int8" else (0, 2**bits)
+    random = np.random.default_rng(bits)
+    for i, shape in enumerate([(7,), (9, 5), (4, 24), (2, 3, 16), (0, 8), ()]):
+        codes = random.integers(low, high, shape).astype(dtype)
+        part = _stored.describe(codes, f"{i}/a.codes", bits)
+        assert part.bytes == -(-codes.size * bits // 8)
+        if codes.size:
+            _orbax.write_arrays(tmp_path / f"{i}", {"a.codes": _stored.to_stored(codes, bits)})
+        np.testing.assert_array_equal(_stored.read_part(tmp_path, part, None), codes)
+    codes = random.integers(low, high, (4, 40)).astype(dtype)
+    part = _stored.describe(codes, "g/a.codes", bits)
+    _orbax.write_arrays(tmp_path / "g", {"a.codes": _stored.to_stored(codes, bits)})
+    sharding = NamedSharding(Mesh(np.array(jax.devices()), ("x",)), P(None, "x"))
+    np.testing.assert_array_equal(_stored.read_part(tmp_path, part, sharding), codes)
 
 
 DTYPES = "bool int8 uint8 int16 int32 uint32 float16 float32 bfloat16 float8_e4m3fn float8_e5m2 int4 uint4 float4_e2m1fn".split()  # fmt: skip # noqa: E501

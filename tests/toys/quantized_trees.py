@@ -1,21 +1,35 @@
 """Quantized trees without a model: every kind of array that a checkpoint holds, and a plan."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from jaxquant.intercept import LeafPlan, Plan, SitePlan, stamped
-from jaxquant.numerics import BFLOAT16, E4M3, E5M2, FLOAT16, Format, INT4, INT8, MinMax
+from jaxquant.numerics import (
+    BFLOAT16,
+    E3M2,
+    E4M3,
+    E5M2,
+    FLOAT16,
+    Format,
+    INT3,
+    INT4,
+    INT8,
+    MinMax,
+    UINT5,
+)
 from jaxquant.qarray import (
-    CANONICAL,
+    abstract_qarray,
     is_qarray,
     PER_CHANNEL,
     PER_TENSOR,
     QArray,
     Scheme,
+    schemes,
     Tile,
-    tile_shape,
 )
 
 # Path -> shape of the weight, whose first axis is contracted, and how it is held.
@@ -34,6 +48,16 @@ WEIGHTS = {
     "int8/tensor": ((8, 12), Scheme(values=INT8, tile=PER_TENSOR)),
     "e4m3/channel": ((8, 12), Scheme(values=E4M3, tile=PER_CHANNEL)),
     "e5m2/block": ((8, 12), Scheme(values=E5M2, tile=Tile(contracted=4, kept=4))),
+    "int3/ragged": ((10, 7), Scheme(values=INT3, tile=Tile(contracted=4, ragged=True))),
+    "uint5/zero": (
+        (16, 8),
+        Scheme(values=UINT5, tile=Tile(contracted=4), range=MinMax(), zero_point=UINT5),
+    ),
+    "e3m2/groups": ((16, 8), Scheme(values=E3M2, tile=Tile(contracted=8))),
+    "mxfp4/groups": ((64, 6), schemes.MXFP4),
+    "nvfp4/groups": ((32, 6), schemes.NVFP4),
+    "nf4/double": ((128, 40), schemes.NF4_DOUBLE),
+    "binary/channel": ((8, 9), schemes.BINARY),
 }
 
 
@@ -45,21 +69,36 @@ def weights() -> dict[str, QArray]:
 def some_qarray(shape: tuple[int, ...], scheme: Scheme) -> QArray:
     """A QArray with arbitrary codes and scales, made without compiling anything."""
     random = np.random.default_rng(0)
-    tile = tile_shape(shape, scheme.tile, contracted=(0,))
-    scales = tuple(n // t for n, t in zip(shape, tile, strict=True))
+    shapes = abstract_qarray(shape, np.dtype(np.float32), scheme, contracted=(0,))
 
-    def codes(shape: tuple[int, ...], format: Format) -> jax.Array:
-        top = min(format.highest, 127.0)
-        return jnp.asarray(random.uniform(-top - 1.0, top, shape).astype(format.storage))
+    def numbers(shape: tuple[int, ...], format: Format) -> jax.Array:
+        if format.table is not None:
+            codes = random.integers(0, len(format.table), shape)
+        elif not format.integer and not format.native:
+            codes = random.integers(0, 2**format.bits, shape)
+        else:
+            low, high = max(format.lowest, -127.0), min(format.highest, 127.0)
+            codes = random.uniform(low - 0.9 if low < 0 else low, high, shape)
+        return jnp.asarray(codes.astype(format.storage))
 
-    return QArray(
-        codes=codes(shape, scheme.values),
-        scale=jnp.asarray(random.uniform(0.1, 1.0, scales).astype(scheme.scale.storage)),
-        zero_point=None if scheme.zero_point is None else codes(scales, scheme.zero_point),
-        scheme=scheme,
-        layout=CANONICAL,
-        dtype=np.dtype(np.float32),
-    )
+    def filled(q: QArray) -> QArray:
+        if isinstance(q.scale, QArray):
+            scale = filled(q.scale)
+        else:
+            scale = random.uniform(0.1, 1.0, q.scale.shape).astype(q.scheme.scale.storage)
+        zero = None
+        if q.scheme.zero_point is not None:
+            zero = numbers(q.zero_point.shape, q.scheme.zero_point)
+        offset = None if q.offset is None else jnp.full(q.offset.shape, 0.7)
+        return dataclasses.replace(
+            q,
+            codes=numbers(q.codes.shape, q.scheme.values),
+            scale=jax.tree.map(jnp.asarray, scale),
+            zero_point=zero,
+            offset=offset,
+        )
+
+    return filled(shapes)
 
 
 def plan_of(qarrays: dict[str, QArray]) -> Plan:
@@ -85,7 +124,7 @@ def plan_of(qarrays: dict[str, QArray]) -> Plan:
             for row, scheme in zip(common, schemes, strict=True)
         ),
         leaves=tuple(
-            LeafPlan(**row, scheme=q.scheme, tile=tuple(q.tile), elsewhere="error")
+            LeafPlan(**row, scheme=q.scheme, contracted=(0,), stack=(), elsewhere="error")
             for row, q in zip(common, qarrays.values(), strict=True)
         ),
         others=(("norm/scale", "mul"),),

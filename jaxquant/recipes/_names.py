@@ -1,0 +1,23 @@
+"""Names in texts: found, or answered with the nearest valid one."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The valid name that looks most like `name`."""
+    return difflib.get_close_matches(name, list(valid), n=1, cutoff=0.0)[0]
+
+
+def known(name: str, valid: Iterable[str], where: str, *, instead: str = "") -> str:
+    """`name`, if it is valid.
+
+    **Raises:** `ValueError` with the place, the nearest valid name and all others.
+    """
+    valid = list(valid)
+    if name not in valid:
+        raise ValueError(
+            f"{where}: there is no {name!r}; the nearest valid name is {nearest(name, valid)!r}"
+            f"{instead} (all: {', '.join(valid)})."
+        )
+    return name
