@@ -26,9 +26,11 @@ from .numerics import (
     FLOAT16 as FLOAT16,
     FLOAT32 as FLOAT32,
     Format as Format,
+    formats as formats,
     INT4 as INT4,
     INT8 as INT8,
     MinMax as MinMax,
+    ranges as ranges,
 )
 from .ops import (
     dot as dot,
@@ -47,5 +49,6 @@ from .qarray import (
     quantize_array as quantize_array,
     relayout as relayout,
     Scheme as Scheme,
+    schemes as schemes,
     Tile as Tile,
 )

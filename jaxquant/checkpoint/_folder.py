@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -138,7 +139,12 @@ def save(
 
 def _forget(folder: Path, data: str, draft: Path, new: bool) -> None:
     """Removes what a save that failed has written."""
-    shutil.rmtree(folder / data, ignore_errors=True)
+    for _ in range(20):
+        shutil.rmtree(folder / data, ignore_errors=True)
+        if not (folder / data).exists():
+            break
+        # Where one array failed, others were still being written, and made the folder anew.
+        time.sleep(0.05)
     with contextlib.suppress(OSError):
         draft.unlink(missing_ok=True)
         if new:

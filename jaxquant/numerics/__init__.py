@@ -1,5 +1,6 @@
 """What a code stands for: formats, rounding, ranges, packing. No tiles, no models."""
 
+from . import formats as formats, ranges as ranges
 from ._cast import (
     decode as decode,
     encode as encode,

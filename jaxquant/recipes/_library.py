@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..intercept import Recipe, Rule
 from ..numerics import AbsMax, BFLOAT16, Convention, E4M3, INT4, INT8
-from ..qarray import PER_CHANNEL, Scheme, Tile
+from ..qarray import PER_CHANNEL, Scheme, schemes, Tile
 from ._names import nearest
 from ._parse import load
 
@@ -74,8 +74,40 @@ FP8 = Recipe(
     rules=(*_LEAVE_ENDS, Rule(match="*", weights=_E4M3, activations=_E4M3)),
 )
 
+MXFP8 = Recipe(
+    name="mxfp8",
+    source="OCP Microscaling Formats v1.0: e4m3 in blocks of 32 on both sides, as torchao's and "
+    "Transformer Engine's MXFP8 inference",
+    rules=(
+        *_LEAVE_ENDS,
+        Rule(match="*", weights=schemes.MXFP8_E4M3, activations=schemes.MXFP8_E4M3),
+    ),
+)
+
+MXFP4 = Recipe(
+    name="mxfp4",
+    source="OCP Microscaling Formats v1.0, weights alone, as gpt-oss (arXiv:2508.10925) holds its "
+    "experts; compressed-tensors preset MXFP4A16",
+    rules=(*_LEAVE_ENDS, Rule(match="*", weights=schemes.MXFP4)),
+)
+
+NVFP4 = Recipe(
+    name="nvfp4",
+    source="compressed-tensors preset NVFP4A16 (Pretraining LLMs with NVFP4, arXiv:2509.25149, "
+    "for the format)",
+    rules=(*_LEAVE_ENDS, Rule(match="*", weights=schemes.NVFP4)),
+)
+
+NF4_DOUBLE = Recipe(
+    name="nf4_double",
+    source="QLoRA (Dettmers et al. 2023, arXiv:2305.14314): NF4 in blocks of 64 with double "
+    "quantization, weights alone",
+    rules=(*_LEAVE_ENDS, Rule(match="*", weights=schemes.NF4_DOUBLE)),
+)
+
 NAMED: dict[str, Recipe] = {
-    recipe.name: recipe for recipe in (W8A16, W4A16_G64, W4A16_G64_E8, W8A8, FP8)
+    recipe.name: recipe
+    for recipe in (W8A16, W4A16_G64, W4A16_G64_E8, W8A8, FP8, MXFP8, MXFP4, NVFP4, NF4_DOUBLE)
 }
 """Every named recipe, by its name."""
 

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxquant import recipes
 from jaxquant.algorithms import quantize
 from jaxquant.intercept import plan, Recipe, wrap
-from jaxquant.numerics import E4M3, INT4, INT8
+from jaxquant.numerics import E2M1, E4M3, INT4, INT8, NF4
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -37,6 +37,10 @@ WANTED = {
     "w4a16_g64_e8": (INT4, None, INT8),
     "w8a8": (INT8, INT8, None),
     "fp8": (E4M3, E4M3, None),
+    "mxfp8": (E4M3, E4M3, None),
+    "mxfp4": (E2M1, None, None),
+    "nvfp4": (E2M1, None, None),
+    "nf4_double": (NF4, None, None),
 }
 
 
