@@ -57,7 +57,8 @@ def decode(
 def round_at_random(x: Float[Array, "*dims"], key: Any) -> Float[Array, "*dims"]:
     """One of the two integers around `x`, such that the expectation is `x`."""
     below = jnp.floor(x)
-    return below + (jax.random.uniform(key, x.shape, jnp.float32) < x - below)
+    up = jax.random.uniform(key, x.shape, jnp.float32) < x - below
+    return below + up.astype(jnp.float32)
 
 
 def _stochastic(x: Float[Array, "*dims"], format: Format, key: Any) -> Float[Array, "*dims"]:
@@ -69,7 +70,8 @@ def _stochastic(x: Float[Array, "*dims"], format: Format, key: Any) -> Float[Arr
         values, _, _ = _sorted_table(format.table)
         upper = jnp.clip(jnp.searchsorted(values, x, side="left"), 1, len(values) - 1)
         low, high = jnp.asarray(values)[upper - 1], jnp.asarray(values)[upper]
-        return jnp.where(chance * (high - low) < x - low, high, low)
+        chosen = jnp.where(chance * (high - low) < x - low, high, low)
+        return jnp.where(jnp.isnan(x), x, chosen)
     if format.mantissa is None or format.mantissa >= 23:
         raise ValueError(f"{format} is not rounded to at random: it holds scales, or float32.")
     # The gap between neighbours of a float: a power of two, so that all of this is exact.
@@ -95,7 +97,8 @@ def _to_bits(x: Float[Array, "*dims"], format: Format) -> Shaped[Array, "*dims"]
     normal = (rounded >> (23 - m)) - ((least - 1 + 127) << m)
     small = jnp.round(magnitude * np.float32(2.0 ** (m - least))).astype(jnp.int32)
     code = jnp.where(small < 1 << m, small, normal)
-    sign = jnp.where(x < 0, 1 << (format.bits - 1), 0)
+    # The sign of -0 is kept, as in casts of the hardware.
+    sign = (lax.bitcast_convert_type(x, jnp.int32) < 0).astype(jnp.int32) << (format.bits - 1)
     return (code | sign).astype(format.storage)
 
 
@@ -113,15 +116,21 @@ def _from_bits(codes: Shaped[Array, "*dims"], format: Format) -> Float[Array, "*
 def _sorted_table(
     table: tuple[float, ...],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values in ascending order, the code of each, and between neighbours what is still lower.
+    """Values in ascending order, the code of each, and the last number that goes to each.
 
     A tie goes to the lower code, whichever value that is.
     """
     values, codes = np.unique(np.asarray(table, np.float32), return_index=True)
-    middles = (values[:-1] + values[1:]) / np.float32(2)
+    # Exact in float64; then the last float32 that is not nearer to, or tied with, the upper value.
+    middles = (values[:-1].astype(np.float64) + values[1:]) / 2
+    last = middles.astype(np.float32)
     tie_up = codes[1:] < codes[:-1]
-    last = np.where(tie_up, np.nextafter(middles, np.float32(-np.inf)), middles)
-    return values, codes, last.astype(np.float32)
+    beyond = np.where(tie_up, last >= middles, last > middles)
+    last = np.where(beyond, np.nextafter(last, np.float32(-np.inf)), last)
+    # XLA takes a subnormal number for 0.
+    tiny = np.finfo(np.float32).tiny
+    last = np.where((np.abs(last) < tiny) & (last < 0), -tiny, last)
+    return values, codes, last
 
 
 def _to_table(x: Float[Array, "*dims"], format: Format) -> Shaped[Array, "*dims"]:
@@ -130,7 +139,7 @@ def _to_table(x: Float[Array, "*dims"], format: Format) -> Shaped[Array, "*dims"
     if len(last) < _LONGEST_TREE:
         place = jnp.zeros(x.shape, jnp.int32)
         for end in last:
-            place = place + (x > end)
+            place = place + (x > end).astype(jnp.int32)
     else:
         place = jnp.searchsorted(last, x, side="left")
     if (codes == np.arange(len(codes))).all():
