@@ -5,6 +5,7 @@ stands around them, and the bits must not depend on it.
 """
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -147,7 +148,7 @@ def _power_of_two(
     shared = (bits >> 23) - (exponent - 1)
     if rule is ExponentRule.CEIL:
         largest = int((2 * mantissa - 1) * 2**23)
-        shared = shared + ((bits & (2**23 - 1)) > largest)
+        shared = shared + ((bits & (2**23 - 1)) > largest).astype(jnp.int32)
     scale = lax.bitcast_convert_type(jnp.clip(shared, 1, 253) << 23, jnp.float32)
     return jnp.where(jnp.isfinite(end), scale, end)
 
@@ -175,7 +176,7 @@ def _shrunk(
 
     factors = 1 - jnp.arange(max(1, int(rule.shrink * rule.grid)), dtype=jnp.float32) / rule.grid
 
-    def step(i: int, best: tuple[Array, Array]) -> tuple[Array, Array]:
+    def step(i: Any, best: tuple[Array, Array]) -> tuple[Array, Array]:
         least, kept = best
         now = loss(factors[i])
         return jnp.minimum(least, now), jnp.where(now < least, factors[i], kept)
@@ -185,7 +186,7 @@ def _shrunk(
 
 
 def _mean(x: Float[Array, "..."], axis: tuple[int, ...]) -> Float[Array, "..."]:
-    count = math.prod(x.shape[a] for a in axis)
+    count = float(math.prod(x.shape[a] for a in axis))
     return _over(x.sum(axis=axis, keepdims=True), count)
 
 

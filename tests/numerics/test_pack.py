@@ -85,9 +85,7 @@ def test_unpacking_and_packing_gives_every_byte_back(format: Format, run):
     for block in (codes, codes // 8, least_block(format)):
         got = run(lambda p, block=block: unpack(p, format, block))(jnp.asarray(packed))
         assert got.dtype == format.storage and got.shape == (3, codes)
-        np.testing.assert_array_equal(
-            bits_of(got, format), unpacked(packed, format.bits, block)
-        )
+        np.testing.assert_array_equal(bits_of(got, format), unpacked(packed, format.bits, block))
         again = run(lambda c, block=block: pack(c, format, block))(got)
         np.testing.assert_array_equal(again, packed)
 

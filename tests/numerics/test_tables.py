@@ -22,7 +22,9 @@ def test_fp4_is_the_table_of_bitsandbytes():
     """As its documentation prints it: code, then value, to six digits."""
     printed = [0, 0.005208333, 0.6666667, 1.0, 0.3333333, 0.5, 0.1666667, 0.25]
     np.testing.assert_allclose(bitsandbytes_fp4()[:8], printed, rtol=1e-6)
-    np.testing.assert_array_equal(np.asarray(bitsandbytes_fp4()[8:]), -np.float32(bitsandbytes_fp4()[:8]))
+    np.testing.assert_array_equal(
+        np.asarray(bitsandbytes_fp4()[8:]), -np.float32(bitsandbytes_fp4()[:8])
+    )
     assert str(bitsandbytes_fp4()[8]) == "0.0"
 
 

@@ -64,7 +64,9 @@ def _dynamic() -> np.ndarray:
         # `torch.linspace(0.1, 1, 2**i + 1)` steps from both ends towards the middle, fused.
         start, step = np.float32(0.1), (np.float32(1) - np.float32(0.1)) / np.float32(2**i)
         ends = [
-            np.float32(float(start) + j * float(step) if 2 * j < 2**i else 1 - (2**i - j) * float(step))
+            np.float32(
+                float(start) + j * float(step) if 2 * j < 2**i else 1 - (2**i - j) * float(step)
+            )
             for j in range(2**i + 1)
         ]
         middles = (np.float32(ends[1:]) + np.float32(ends[:-1])) * np.float32(0.5)
