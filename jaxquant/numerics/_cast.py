@@ -36,6 +36,9 @@ def encode(x: Float[Array, "*dims"], format: Format, key: Any = None) -> Shaped[
         return jnp.where(jnp.isnan(x), 0.0, jnp.round(x)).astype(format.storage)
     if format.storage.kind == "u":
         return _to_bits(jnp.where(jnp.isnan(x), 0.0, x), format)
+    if format.bits == 4:
+        # E2M1 has no NaN, and a cast of one means nothing.
+        x = jnp.where(jnp.isnan(x), 0.0, x)
     # Casts to an 8-bit float overflow to NaN (e4m3) or infinity (e5m2): hence the clip above.
     return x.astype(format.storage)
 

@@ -27,8 +27,8 @@ def bitsandbytes_fp4() -> tuple[float, ...]:
 def dynamic_map() -> tuple[float, ...]:
     """The signed 8-bit map of bitsandbytes (`create_dynamic_map`), ascending: seven decades.
 
-    Decade `i` is cut into `2^i` equal parts, each held by its middle; 0 and 1 are added. Bit for bit
-    what PyTorch computes there, which counts the ends of parts from both sides, in float32.
+    Decade `i` is cut into `2^i` equal parts, each held by its middle; 0 and 1 are added. It is what
+    PyTorch computes there, to the bit: ends of parts are counted from both sides, in float32.
     """
     numbers = [0.0, 1.0]
     for i in range(7):
