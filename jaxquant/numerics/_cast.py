@@ -36,6 +36,9 @@ def encode(x: Float[Array, "*dims"], format: Format, key: Any = None) -> Shaped[
         return jnp.where(jnp.isnan(x), 0.0, jnp.round(x)).astype(format.storage)
     if format.storage.kind == "u":
         return _to_bits(jnp.where(jnp.isnan(x), 0.0, x), format)
+    if format.bits == 4:
+        # E2M1 has no NaN, and a cast of one means nothing.
+        x = jnp.where(jnp.isnan(x), 0.0, x)
     # Casts to an 8-bit float overflow to NaN (e4m3) or infinity (e5m2): hence the clip above.
     return x.astype(format.storage)
 
@@ -70,7 +73,8 @@ def _stochastic(x: Float[Array, "*dims"], format: Format, key: Any) -> Float[Arr
         values, _, _ = _sorted_table(format.table)
         upper = jnp.clip(jnp.searchsorted(values, x, side="left"), 1, len(values) - 1)
         low, high = jnp.asarray(values)[upper - 1], jnp.asarray(values)[upper]
-        return jnp.where(chance * (high - low) < x - low, high, low)
+        chosen = jnp.where(chance * (high - low) < x - low, high, low)
+        return jnp.where(jnp.isnan(x), x, chosen)
     if format.mantissa is None or format.mantissa >= 23:
         raise ValueError(f"{format} is not rounded to at random: it holds scales, or float32.")
     # The gap between neighbours of a float: a power of two, so that all of this is exact.
@@ -96,7 +100,8 @@ def _to_bits(x: Float[Array, "*dims"], format: Format) -> Shaped[Array, "*dims"]
     normal = (rounded >> (23 - m)) - ((least - 1 + 127) << m)
     small = jnp.round(magnitude * np.float32(2.0 ** (m - least))).astype(jnp.int32)
     code = jnp.where(small < 1 << m, small, normal)
-    sign = jnp.where(x < 0, 1 << (format.bits - 1), 0)
+    # The sign of -0 is kept, as in casts of the hardware.
+    sign = (lax.bitcast_convert_type(x, jnp.int32) < 0).astype(jnp.int32) << (format.bits - 1)
     return (code | sign).astype(format.storage)
 
 
@@ -114,15 +119,21 @@ def _from_bits(codes: Shaped[Array, "*dims"], format: Format) -> Float[Array, "*
 def _sorted_table(
     table: tuple[float, ...],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values in ascending order, the code of each, and between neighbours what is still lower.
+    """Values in ascending order, the code of each, and the last number that goes to each.
 
     A tie goes to the lower code, whichever value that is.
     """
     values, codes = np.unique(np.asarray(table, np.float32), return_index=True)
-    middles = (values[:-1] + values[1:]) / np.float32(2)
+    # Exact in float64; then the last float32 that is not nearer to, or tied with, the upper value.
+    middles = (values[:-1].astype(np.float64) + values[1:]) / 2
+    last = middles.astype(np.float32)
     tie_up = codes[1:] < codes[:-1]
-    last = np.where(tie_up, np.nextafter(middles, np.float32(-np.inf)), middles)
-    return values, codes, last.astype(np.float32)
+    beyond = np.where(tie_up, last >= middles, last > middles)
+    last = np.where(beyond, np.nextafter(last, np.float32(-np.inf)), last)
+    # XLA takes a subnormal number for 0.
+    tiny = np.finfo(np.float32).tiny
+    last = np.where((np.abs(last) < tiny) & (last < 0), -tiny, last)
+    return values, codes, last
 
 
 def _to_table(x: Float[Array, "*dims"], format: Format) -> Shaped[Array, "*dims"]:

@@ -5,6 +5,7 @@ stands around them, and the bits must not depend on it.
 """
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -42,9 +43,13 @@ def peak(x: Float[Array, "..."], axis: int | tuple[int, ...]) -> Float[Array, ".
 
 
 def symmetric_scale(
-    x: Float[Array, "..."], axis: tuple[int, ...], rule: Range, format: Format
+    x: Float[Array, "..."],
+    axis: tuple[int, ...],
+    rule: Range,
+    format: Format,
+    empty: float = 1.0,
 ) -> Float[Array, "..."]:
-    """The scale of each tile, which lies along `axis` of `x`: 1 for zeros, NaN for any NaN.
+    """The scale of each tile, which lies along `axis` of `x`: `empty` for zeros, NaN for any NaN.
 
     Where no code stands for 0, a tile of zeros has the least scale there is.
     """
@@ -71,19 +76,23 @@ def symmetric_scale(
             end = peak(x, axis)
             scale = _power_of_two(end, exponent, format)
         case MeanSquaredError(base=AbsMax() as base):
-            scale = symmetric_scale(x, axis, base, format)
+            scale = symmetric_scale(x, axis, base, format, empty)
             return scale * _shrunk(x, axis, rule, scale, None, format)
         case _:
             raise ValueError(f"{rule} needs a zero point.")
-    return jnp.where(end == 0, 1.0 if format.has_zero else TINY, scale)
+    return jnp.where(end == 0, empty if format.has_zero else TINY, scale)
 
 
 def asymmetric_scale(
-    x: Float[Array, "..."], axis: tuple[int, ...], rule: Range, format: Format
+    x: Float[Array, "..."],
+    axis: tuple[int, ...],
+    rule: Range,
+    format: Format,
+    empty: float = 1.0,
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """The gap between codes that cover a tile's range, and where that range begins.
 
-    The gap is 1 for tiles of zeros, and NaN where there is one.
+    The gap is `empty` for tiles of zeros, and NaN where there is one.
     """
     match rule:
         case MinMax(include_zero=include_zero):
@@ -98,7 +107,7 @@ def asymmetric_scale(
             some = peak(x, axis)
             low, high = jnp.full_like(some, fixed_low), jnp.full_like(some, fixed_high)
         case MeanSquaredError(base=MinMax() as base):
-            scale, low = asymmetric_scale(x, axis, base, format)
+            scale, low = asymmetric_scale(x, axis, base, format, empty)
             zero = jnp.round(zero_point(low, scale, format))
             factor = _shrunk(x, axis, rule, scale, zero, format)
             return scale * factor, low * factor
@@ -106,7 +115,7 @@ def asymmetric_scale(
             raise ValueError(f"{rule} takes no zero point.")
     scale = _over(high - low, format.highest - format.lowest)
     # A tile that is one number apart from 0 has no gap: its zero point and a gap of that size.
-    scale = jnp.where(high == low, jnp.where(low == 0, 1.0, jnp.abs(low)), scale)
+    scale = jnp.where(high == low, jnp.where(low == 0, empty, jnp.abs(low)), scale)
     return _with_nan(scale, x, axis), low
 
 
@@ -175,7 +184,7 @@ def _shrunk(
 
     factors = 1 - jnp.arange(max(1, int(rule.shrink * rule.grid)), dtype=jnp.float32) / rule.grid
 
-    def step(i: int, best: tuple[Array, Array]) -> tuple[Array, Array]:
+    def step(i: Any, best: tuple[Array, Array]) -> tuple[Array, Array]:
         least, kept = best
         now = loss(factors[i])
         return jnp.minimum(least, now), jnp.where(now < least, factors[i], kept)

@@ -27,11 +27,15 @@ def bitsandbytes_fp4() -> tuple[float, ...]:
 def dynamic_map() -> tuple[float, ...]:
     """The signed 8-bit map of bitsandbytes (`create_dynamic_map`), ascending: seven decades.
 
-    Decade `i` is cut into `2^i` equal parts, each held by its middle; 0 and 1 are added.
+    Decade `i` is cut into `2^i` equal parts, each held by its middle; 0 and 1 are added. It is what
+    PyTorch computes there, to the bit: ends of parts are counted from both sides, in float32.
     """
     numbers = [0.0, 1.0]
     for i in range(7):
-        ends = np.linspace(0.1, 1, 2**i + 1, dtype=np.float32)
+        part = float(np.float32(0.9) / np.float32(2**i))
+        count = np.arange(2**i + 1)
+        low, high = float(np.float32(0.1)) + part * count, 1.0 - part * (2**i - count)
+        ends = np.where(count < (2**i + 1) // 2, low, high).astype(np.float32)
         middles = (ends[:-1] + ends[1:]) / np.float32(2)
         values = np.float32(10.0 ** (i - 6)) * middles
         numbers += [*map(float, values), *map(float, -values)]

@@ -1,6 +1,7 @@
 """From an array to a QArray: the tile's range, the scale, the nearest codes."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-from ..numerics import encode, Format, round_at_random
+from ..numerics import encode, Format, peak, round_at_random
 from ..numerics._scale import asymmetric_scale, symmetric_scale, TINY, zero_point
 from ._layout import CANONICAL
 from ._qarray import QArray, scale_values, spread
@@ -56,13 +57,16 @@ def quantize_array(
     tile = tile_shape(x.shape, scheme.tile, contracted=contracted, stack=stack)
     values, offset = x.astype(jnp.float32), None
     if scheme.centered:
-        offset = values.mean(axis=tuple(a for a in range(x.ndim) if a not in stack), keepdims=True)
+        shared = tuple(a for a in range(x.ndim) if a not in stack)
+        # Divided first, so that the sum of large numbers does not overflow.
+        part = values * np.float32(1 / math.prod(x.shape[a] for a in shared))
+        offset = part.sum(axis=shared, keepdims=True)
         values = values - offset
     counts = tuple(-(-n // t) for n, t in zip(x.shape, tile, strict=True))
     wanted, low = _wanted_scale(values, scheme, tile, counts)
     if isinstance(scheme.scale, Scheme):
-        held = _floored(wanted, scheme.scale, stack)
-        scale: Any = quantize_array(held, scheme.scale, contracted=contracted, stack=stack)
+        wanted = _holdable(wanted, scheme.scale, stack)
+        scale: Any = quantize_array(wanted, scheme.scale, contracted=contracted, stack=stack)
     else:
         scale = stored_scale(wanted, scheme.scale)
     q = QArray(
@@ -91,10 +95,12 @@ def _wanted_scale(
     split = [part for c, t in zip(counts, tile, strict=True) for part in (c, t)]
     within = tuple(range(1, 2 * values.ndim, 2))
     tiles = values.reshape(split)
+    # Among scales that are themselves held as codes, that of a tile of zeros is chosen later.
+    empty = 0.0 if isinstance(scheme.scale, Scheme) else 1.0
     if scheme.zero_point is None:
-        scale = symmetric_scale(tiles, within, scheme.range, scheme.values)
+        scale = symmetric_scale(tiles, within, scheme.range, scheme.values, empty)
         return scale.reshape(counts), None
-    scale, low = asymmetric_scale(tiles, within, scheme.range, scheme.values)
+    scale, low = asymmetric_scale(tiles, within, scheme.range, scheme.values, empty)
     return scale.reshape(counts), low.reshape(counts)
 
 
@@ -153,18 +159,21 @@ def stored_scale(scale: Float[Array, "*tiles"], format: Format) -> Shaped[Array,
     return lax.reduce_precision(signed, info.nexp, info.nmant).astype(format.storage)
 
 
-def _floored(wanted: Float[Array, "..."], scheme: Scheme, stack: tuple[int, ...]) -> Any:
-    """Scales large enough that none is rounded to 0 next to the largest of its tensor.
+def _holdable(wanted: Float[Array, "..."], scheme: Scheme, stack: tuple[int, ...]) -> Any:
+    """Scales as `scheme` can hold them beside each other: finite, and none of them 0.
 
-    A scale of 0 would lose its tile; that of the smallest code keeps what can be kept of it.
+    A scale that is rounded to 0 would lose its tile; that of the smallest code keeps what can be
+    kept of it. Tiles of zeros, for which any scale will do, take the largest of their tensor, and so
+    change nothing for the others.
     """
-    if scheme.values.mantissa is None or scheme.centered:
-        return wanted
-    least = 2.0 ** (scheme.values.least_exponent - scheme.values.mantissa)
     axes = tuple(a for a in range(wanted.ndim) if a not in stack)
-    highest = jnp.abs(wanted).max(axis=axes, keepdims=True)
-    floor = highest * np.float32(least / scheme.values.highest)
-    return jnp.where(jnp.abs(wanted) < floor, jnp.where(wanted < 0, -floor, floor), wanted)
+    size = jnp.minimum(jnp.abs(wanted), 1 / TINY)
+    highest = peak(size, axes)
+    size = jnp.where(size == 0, jnp.where(highest == 0, 1.0, highest), size)
+    if scheme.values.mantissa is not None and not scheme.centered:
+        least = 2.0 ** (scheme.values.least_exponent - scheme.values.mantissa)
+        size = jnp.maximum(size, highest * np.float32(least / scheme.values.highest))
+    return jnp.where(wanted < 0, -size, size)
 
 
 def abstract_qarray(

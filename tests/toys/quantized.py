@@ -5,9 +5,31 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from code_values import unpacked, values_of
 from jaxtyping import Array, Float
 
-from jaxquant.numerics import AbsMax, BFLOAT16, Convention, E4M3, E5M2, FLOAT16, INT4, INT8, MinMax
+from jaxquant.numerics import (
+    AbsMax,
+    BFLOAT16,
+    Convention,
+    E4M3,
+    E5M2,
+    Fixed,
+    FLOAT16,
+    Format,
+    INT2,
+    INT3,
+    INT4,
+    INT5,
+    INT6,
+    INT8,
+    least_block,
+    MeanSquaredError,
+    MinMax,
+    Percentile,
+    RootMeanSquare,
+    UINT4,
+)
 from jaxquant.qarray import (
     CANONICAL,
     Layout,
@@ -16,11 +38,14 @@ from jaxquant.qarray import (
     QArray,
     quantize_array,
     Scheme,
+    schemes,
     Tile,
 )
 
 G32, G64, G128 = (Tile(contracted=size) for size in (32, 64, 128))
 BLOCK = Tile(contracted=128, kept=128)
+# No shape of these tests is a multiple of either.
+RAGGED_BLOCK = Tile(contracted=96, kept=80, ragged=True)
 MIDDLE, LOWEST, SIGNED = (
     AbsMax(convention=c) for c in (Convention.MIDDLE, Convention.LOWEST, Convention.SIGNED)
 )
@@ -45,7 +70,32 @@ SCHEMES: dict[str, Scheme] = {
     "e4m3 g64 bfloat16": Scheme(values=E4M3, tile=G64, scale=BFLOAT16),
     "e4m3 block": Scheme(values=E4M3, tile=BLOCK),
     "e5m2 tensor": Scheme(values=E5M2, tile=PER_TENSOR),
+    "mxfp8": schemes.MXFP8_E4M3,
+    "mxfp6 e3m2": schemes.MXFP6_E3M2,
+    "mxfp6 e2m3": schemes.MXFP6_E2M3,
+    "mxfp4": schemes.MXFP4,
+    "nvfp4": schemes.NVFP4,
+    "nf4": schemes.NF4,
+    "nf4 double": schemes.NF4_DOUBLE,
+    "fp4": schemes.FP4,
+    "ternary": schemes.TERNARY,
+    "binary": schemes.BINARY,
+    "int2 zero g64": Scheme(values=INT2, tile=G64, range=MinMax(), zero_point=INT2),
+    "int3 g32": Scheme(values=INT3, tile=G32, scale=Scheme(values=INT6, tile=PER_CHANNEL)),
+    "int5 channel": Scheme(values=INT5, tile=PER_CHANNEL),
+    "uint4 zero g64": Scheme(values=UINT4, tile=G64, range=MinMax(), zero_point=UINT4),
+    "int6 ragged g100": Scheme(values=INT6, tile=Tile(contracted=100, ragged=True)),
+    "e4m3 ragged block": Scheme(values=E4M3, tile=RAGGED_BLOCK, scale=BFLOAT16),
+    "int4 percentile": Scheme(values=INT4, tile=G64, range=Percentile(percent=95.0)),
+    "int4 mse": Scheme(values=INT4, tile=G64, range=MeanSquaredError(base=AbsMax(), grid=20)),
+    "int8 rms": Scheme(values=INT8, tile=G128, range=RootMeanSquare(multiple=3.0)),
+    "int8 fixed": Scheme(values=INT8, tile=PER_CHANNEL, range=Fixed(low=-4.0, high=8.0)),
 }
+
+
+def centered(scheme: Scheme) -> bool:
+    """Whether anything is added to what codes stand for, of values or of scales."""
+    return scheme.centered or isinstance(scheme.scale, Scheme) and centered(scheme.scale)
 
 
 def layouts(scheme: Scheme, last: int, first: int) -> list[Layout]:
@@ -54,7 +104,8 @@ def layouts(scheme: Scheme, last: int, first: int) -> list[Layout]:
     if scheme.values.integer:
         found += [Layout(wide=True), Layout(order=(-1, -2), wide=True)]
     if scheme.values.packs:
-        found += [Layout(packed=last), Layout(packed=2), Layout(order=(-1, -2), packed=first // 4)]
+        found += [Layout(packed=last), Layout(packed=least_block(scheme.values))]
+        found += [Layout(order=(-1, -2), packed=first // 4)]
     return found
 
 
@@ -88,26 +139,44 @@ def codes_of(
 
 
 def values(q: QArray) -> np.ndarray:
-    """What `q` stands for, in float64 and by NumPy alone: the definition, once more."""
-    codes = np.asarray(q.codes)
-    if q.layout.packed is not None:
-        blocks = codes.reshape(*codes.shape[:-1], -1, q.layout.packed // 2)
-        nibbles = np.concatenate([blocks & 15, blocks >> 4], axis=-1).astype(np.int64)
-        codes = (nibbles - 16 * (nibbles > 7)).reshape(*codes.shape[:-1], -1)
-    codes = codes.astype(np.float64)
-    for axis, (n, groups) in enumerate(zip(codes.shape, q.scale.shape, strict=True)):
-        assert n % groups == 0, (axis, n, groups)
+    """What `q` stands for, in float64 and by NumPy alone: the definition, once more.
 
-    def over_tiles(part: Array) -> np.ndarray:
-        wide = np.asarray(part).astype(np.float64)
-        for axis, (n, groups) in enumerate(zip(codes.shape, part.shape, strict=True)):
-            wide = np.repeat(wide, n // groups, axis=axis)
-        return wide
-
+    Scales are float32 numbers, so those that are held as codes are rounded to that.
+    """
+    codes = q.codes if q.layout.packed is None else unpacked_codes(q)
+    numbers = values_of(codes, q.scheme.values)
     if q.zero_point is not None:
-        codes = codes - over_tiles(q.zero_point)
-    stored = codes * over_tiles(q.scale)
-    return stored.transpose(np.argsort(q.layout.permutation(q.ndim)))
+        numbers = numbers - over_codes(q, np.asarray(q.zero_point).astype(np.float64))
+    numbers = numbers * over_codes(q, scales(q))
+    if q.offset is not None:
+        numbers = numbers + np.asarray(q.offset).astype(np.float64)
+    return numbers.transpose(np.argsort(q.layout.permutation(q.ndim)))
+
+
+def unpacked_codes(q: QArray) -> np.ndarray:
+    """The bits of packed codes, in stored order."""
+    assert q.codes.dtype == np.uint8
+    return unpacked(np.asarray(q.codes), q.scheme.values.bits, q.layout.packed)
+
+
+def scales(q: QArray) -> np.ndarray:
+    """The scales of `q` in float64, in stored order."""
+    if isinstance(q.scheme.scale, Format):
+        return values_of(np.asarray(q.scale), q.scheme.scale)
+    return values(q.scale).astype(np.float32).astype(np.float64)
+
+
+def over_codes(q: QArray, part: np.ndarray) -> np.ndarray:
+    """What each code has of a part with one number a tile, in stored order; ends may be short."""
+    shape = list(np.shape(q.codes))
+    if q.layout.packed is not None:
+        shape[-1] = shape[-1] * 8 // q.scheme.values.bits
+    short = dict(q.ragged)
+    for axis, (n, tiles) in enumerate(zip(shape, part.shape, strict=True)):
+        tile = short.get(axis - len(shape), n // max(tiles, 1))
+        assert axis - len(shape) in short or n == tile * tiles, (axis, n, tiles)
+        part = np.repeat(part, tile, axis=axis).take(range(n), axis=axis)
+    return part
 
 
 def same_bits(a: object, b: object) -> bool:
