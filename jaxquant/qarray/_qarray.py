@@ -68,7 +68,7 @@ class QArray:
     @property
     def stored_tile(self) -> tuple[int, ...]:
         """The tile of each stored axis; the last one may be shorter where `ragged` says so."""
-        tile = [n // s for n, s in zip(self.stored_shape, self.scale.shape, strict=True)]
+        tile = [n // max(s, 1) for n, s in zip(self.stored_shape, self.scale.shape, strict=True)]
         for axis, short in self.ragged:
             tile[axis] = short
         return tuple(tile)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from ..numerics import encode, Format, peak, round_at_random
 from ..numerics._scale import asymmetric_scale, symmetric_scale, TINY, zero_point
@@ -144,7 +144,7 @@ def _with_codes(
     return dataclasses.replace(q, codes=encode(shifted, scheme.values), zero_point=zero)
 
 
-def stored_scale(scale: Float[Array, "*tiles"], format: Format) -> Float[Array, "*tiles"]:
+def stored_scale(scale: Float[Array, "*tiles"], format: Format) -> Shaped[Array, "*tiles"]:
     """Scales as they are stored: finite, with a finite reciprocal, and never rounded to 0."""
     if format.power_of_two:
         return encode(scale, format)

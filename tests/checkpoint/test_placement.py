@@ -40,7 +40,7 @@ def shape_of(k: int, n: int, group: int):
         range=MinMax(),
         zero_point=INT8,
     )
-    return abstract_qarray((k, n), jnp.float32, scheme, (group, 1))
+    return abstract_qarray((k, n), jnp.float32, scheme, contracted=(0,))
 
 
 # Rows and group -> how the scales of a weight whose rows are cut in four are cut.
