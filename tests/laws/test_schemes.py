@@ -361,7 +361,7 @@ def test_numbers_next_to_a_tie_get_the_same_codes_however_they_are_compiled(name
 
 
 @every_dtype
-@schemes_that(lambda scheme: not centered(scheme))
+@every_scheme
 def test_dequantizing_is_the_product_of_code_and_scale(scheme: Scheme, dtype: jnp.dtype):
     q = quantize(scheme)(_weight(dtype))
     # A code times a scale has at most 32 bits: exact in float64, then rounded once or twice.
