@@ -5,6 +5,7 @@ stands around them, and the bits must not depend on it.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -61,14 +62,11 @@ def symmetric_scale(
             end = _with_nan(jnp.percentile(jnp.abs(x), percent, axis=axis, keepdims=True), x, axis)
             scale = _meeting(end, convention, format, x, axis)
         case RootMeanSquare(multiple=multiple, convention=convention):
-            # Squares of what is left after the peak is taken out neither overflow nor vanish.
-            end = peak(x, axis)
-            unit = x * (1 / jnp.where(end == 0, 1.0, end))
-            end = end * jnp.sqrt(_mean(unit * unit, axis)) * np.float32(multiple)
-            scale = _meeting(end, convention, format, x, axis)
+            end = _of_unit(x, axis, lambda unit: jnp.sqrt(_mean(unit * unit, axis)))
+            scale = _meeting(end * np.float32(multiple), convention, format, x, axis)
         case AbsMean(multiple=multiple):
-            end = _mean(jnp.abs(x), axis) * np.float32(multiple)
-            scale = _meeting(end, Convention.HIGHEST, format, x, axis)
+            end = _of_unit(x, axis, lambda unit: _mean(jnp.abs(unit), axis))
+            scale = _meeting(end * np.float32(multiple), Convention.HIGHEST, format, x, axis)
         case Fixed(low=low, high=high, convention=convention):
             end = jnp.where(peak(x, axis) >= 0, np.float32(max(-low, high)), jnp.nan)
             scale = _meeting(end, convention, format, x, axis)
@@ -191,6 +189,16 @@ def _shrunk(
 
     start = (loss(factors[0]), jnp.ones_like(scale))
     return lax.fori_loop(1, len(factors), step, start)[1]
+
+
+def _of_unit(
+    x: Float[Array, "..."],
+    axis: tuple[int, ...],
+    statistic: Callable[[Float[Array, "..."]], Float[Array, "..."]],
+) -> Float[Array, "..."]:
+    """A statistic that grows as `x` does, of `x` over its peak: sums neither overflow nor vanish."""
+    unit = jnp.clip(peak(x, axis), TINY, 1 / TINY)
+    return unit * statistic(x * (1 / unit))
 
 
 def _mean(x: Float[Array, "..."], axis: tuple[int, ...]) -> Float[Array, "..."]:

@@ -68,7 +68,7 @@ class QArray:
     @property
     def stored_tile(self) -> tuple[int, ...]:
         """The tile of each stored axis; the last one may be shorter where `ragged` says so."""
-        tile = [n // s for n, s in zip(self.stored_shape, self.scale.shape, strict=True)]
+        tile = [n // max(s, 1) for n, s in zip(self.stored_shape, self.scale.shape, strict=True)]
         for axis, short in self.ragged:
             tile[axis] = short
         return tuple(tile)
@@ -240,9 +240,13 @@ def dequantize(q: QArray, dtype: Any = None) -> Float[Array, "..."]:
     values = stored_values(q, jnp.float32)
     if q.zero_point is not None:
         values = values - over_codes(q, q.zero_point.astype(jnp.float32))
-    values = values * over_codes(q, scale_values(q))
-    if q.offset is not None:
-        values = values + q.offset
+    scale = over_codes(q, scale_values(q))
+    if q.offset is None:
+        values = values * scale
+    else:
+        # A product and a sum may be fused to one operation, which rounds once and gives other bits;
+        # a barrier is gone by then, a choice between them is not.
+        values = jnp.where(scale == 0, 0.0, values * scale) + q.offset
     values = values.transpose(inverse(q.layout.permutation(q.ndim)))
     return values.astype(q.dtype if dtype is None else dtype)
 

@@ -93,7 +93,8 @@ def test_every_scheme_of_a_weight(backend: str, name: str):
 
 
 @pytest.mark.parametrize(
-    "name", ["int8 channel", "int8 zero channel", "int4 zero g64", "e4m3 block", "e5m2 tensor"]
+    "name",
+    ["int8 channel", "int8 zero channel", "int4 zero g64", "e4m3 block", "e5m2 tensor", "nf4"],
 )
 @every_backend
 def test_a_model_in_bfloat16(backend: str, name: str):
@@ -110,7 +111,22 @@ def test_every_scheme_of_activations(backend: str, name: str):
 
 @pytest.mark.parametrize(
     "activations, weight",
-    [("int8 channel", "e4m3 channel"), ("int8 g128 bfloat16", "int4 g32 bfloat16")],
+    [
+        ("int8 channel", "e4m3 channel"),
+        ("int8 g128 bfloat16", "int4 g32 bfloat16"),
+        # Floats and tables, of which some fit bfloat16 and others do not.
+        ("mxfp8", "mxfp4"),
+        ("e4m3 channel", "nvfp4"),
+        ("e4m3 ragged block", "nf4"),
+        ("nf4", "fp4"),
+        ("mxfp6 e3m2", "binary"),
+        # Groups that end raggedly at different places; scales held as codes on both sides.
+        ("int6 ragged g100", "int8 middle g32"),
+        ("int6 ragged g100", "int6 ragged g100"),
+        ("int3 g32", "int2 zero g64"),
+        ("nvfp4", "nvfp4"),
+        ("nf4 double", "mxfp8"),
+    ],
 )
 @every_backend
 def test_formats_and_groups_of_the_sides_may_differ(backend: str, activations: str, weight: str):
@@ -135,6 +151,10 @@ LAYOUTS = [
     pytest.param(name, layout, id=f"{name} {layout}")
     for name in ("int8 channel", "int4 zero g64", "e4m3 block")
     for layout in layouts(SCHEMES[name], first=256, last=256)
+] + [
+    pytest.param(name, layout, id=f"{name} {layout}")
+    for name in ("int3 g32", "nvfp4", "int6 ragged g100")
+    for layout in layouts(SCHEMES[name], first=256, last=256)[-2:]
 ]
 
 

@@ -1,14 +1,35 @@
 """What holds for every scheme: `SCHEMES` has a row each."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quantized import normal, same_bits, SCHEMES, uneven, values
+from code_values import bits_of, every_value, values_of
+from quantized import (
+    centered,
+    normal,
+    over_codes,
+    same_bits,
+    scales,
+    SCHEMES,
+    uneven,
+    values,
+)
 
-from jaxquant.numerics import AbsMax, Convention, Format, MinMax
+from jaxquant.numerics import (
+    AbsMax,
+    AbsMean,
+    Convention,
+    Fixed,
+    FLOAT32,
+    Format,
+    MinMax,
+    RootMeanSquare,
+    SharedExponent,
+)
 from jaxquant.qarray import (
     abstract_qarray,
     check_qarray,
@@ -19,14 +40,26 @@ from jaxquant.qarray import (
     transpose,
 )
 
-every_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+
+def schemes_that(holds) -> pytest.MarkDecorator:
+    """The schemes with a property."""
+    found = {name: scheme for name, scheme in SCHEMES.items() if holds(scheme)}
+    return pytest.mark.parametrize("scheme", found.values(), ids=found)
+
+
+def nested(scheme: Scheme) -> bool:
+    """Whether scales are themselves held as codes."""
+    return isinstance(scheme.scale, Scheme)
+
+
+every_scheme = schemes_that(lambda scheme: True)
 every_dtype = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
 
 # A value is multiplied by the rounded reciprocal of its scale: at most 1.5 ulp of a code. A value
 # that close to the middle between two codes may go to either.
 SLACK = 1.5 * 2.0**-23
-# Relative error of rounding to a format: half an ulp.
-ROUNDING = {"FLOAT32": 2.0**-24, "BFLOAT16": 2.0**-8, "FLOAT16": 2.0**-11}
+# Relative error of rounding to a format: half an ulp. A shared exponent is exact.
+ROUNDING = {"FLOAT32": 2.0**-24, "BFLOAT16": 2.0**-8, "FLOAT16": 2.0**-11, "E8M0": 0.0}
 
 
 @functools.cache
@@ -44,70 +77,91 @@ def _weight(dtype: jnp.dtype = jnp.float32, seed: int = 0) -> jax.Array:
     return jnp.asarray(w).astype(dtype)
 
 
-def _over_tiles(part: jax.Array, q: QArray) -> np.ndarray:
-    wide = np.asarray(part).astype(np.float64)
-    for axis, tile in enumerate(q.tile):
-        wide = np.repeat(wide, tile, axis=axis)
-    return wide
+def _in_codes(x: np.ndarray, q) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """In units of a code: what was to be rounded, what was chosen, and the zero points.
+
+    A scale that was rounded to 0 makes all of its tile 0, whatever the codes are; left out here.
+    """
+    scale = over_codes(q, scales(q))
+    zero = np.zeros(x.shape) if q.zero_point is None else over_codes(q, np.asarray(q.zero_point))
+    wanted = np.divide(x, scale, out=np.zeros(x.shape), where=scale != 0) + zero
+    chosen = np.where(scale == 0, zero, values_of(q.codes, q.scheme.values))
+    return wanted, chosen, zero.astype(np.float64)
 
 
-def _codes(format: Format) -> np.ndarray:
-    if format.integer:
-        return np.arange(format.lowest, format.highest + 1)
-    codes = np.arange(256, dtype=np.uint8).view(format.storage).astype(np.float64)
-    return np.unique(codes[np.isfinite(codes)])
+def _around(wanted: np.ndarray, format: Format) -> tuple[np.ndarray, np.ndarray]:
+    """The two values of a format next to what is wanted, or the last two at an end."""
+    found = every_value(format)
+    right = np.clip(np.searchsorted(found, wanted), 1, len(found) - 1)
+    return found[right - 1], found[right]
 
 
 @every_dtype
-@every_scheme
+@schemes_that(lambda scheme: not scheme.codes_first)
 def test_no_other_code_is_nearer(scheme: Scheme, dtype: jnp.dtype):
     x = np.asarray(_weight(dtype)).astype(np.float64)
     q = quantize(scheme)(_weight(dtype))
-    scale = _over_tiles(q.scale, q)
-    zero = 0 if q.zero_point is None else _over_tiles(q.zero_point, q)
-    codes = _codes(scheme.values)
-    # In units of a code, as a search in the sorted codes.
-    wanted = x / scale + zero
-    right = np.clip(np.searchsorted(codes, wanted), 1, len(codes) - 1)
-    nearest = np.minimum(np.abs(codes[right - 1] - wanted), np.abs(codes[right] - wanted))
-    chosen = np.abs(np.asarray(q.codes).astype(np.float64) - wanted)
-    assert (chosen <= nearest + SLACK * (np.abs(wanted) + np.abs(zero))).all()
+    wanted, chosen, zero = _in_codes(x, q)
+    low, high = _around(wanted, scheme.values)
+    nearest = np.minimum(np.abs(low - wanted), np.abs(high - wanted))
+    slack = SLACK * (np.abs(wanted) + np.abs(zero))
+    assert (np.abs(chosen - wanted) <= nearest + slack).all()
+
+
+@schemes_that(lambda scheme: scheme.codes_first)
+def test_codes_that_come_first_are_those_of_scales_in_float32(scheme: Scheme):
+    plain = Scheme(values=scheme.values, tile=scheme.tile, range=scheme.range)
+    q, p = quantize(scheme)(_weight()), quantize(plain)(_weight())
+    assert same_bits(q.codes, p.codes) and not same_bits(scales(q), scales(p))
+
+
+def _past_the_end(scheme: Scheme) -> float:
+    """By how many codes the largest of a tile may be past the last: by its rule, before rounding.
+
+    Rules that cut off a part of the values may clip anything; where they cut is in test_scale.py.
+    """
+    format = scheme.values
+    match scheme.range:
+        case AbsMax(convention=convention):
+            return {Convention.HIGHEST: 0.0, Convention.MIDDLE: 0.5}.get(convention, 1.0)
+        case MinMax():
+            return 0.5
+        case SharedExponent():
+            return 2.0 ** math.ceil(math.log2(format.highest)) - format.highest
+    return math.inf
 
 
 @every_dtype
-@every_scheme
+@schemes_that(lambda scheme: not scheme.codes_first)
 def test_no_value_moves_by_more_than_half_a_gap_of_its_tile(scheme: Scheme, dtype: jnp.dtype):
-    """... except for what a convention clips, which is at most this many codes past the end."""
+    """... except for what its range clips."""
     x = np.asarray(_weight(dtype)).astype(np.float64)
     q = quantize(scheme)(_weight(dtype))
-    scale = np.abs(_over_tiles(q.scale, q))
-    moved = np.abs(values(q) - x)
-    if scheme.values.integer:
-        gap = scale
-    else:
-        # Floats of 2^(e+1) and more lie twice as far apart as those below; subnormals do not.
-        mantissa, smallest = {"E4M3": (3, -6), "E5M2": (2, -14)}[scheme.values.name]
-        # A value just below a power of two may be rounded up to it, by less than half its gap.
-        exponent = np.floor(np.log2(np.maximum(np.abs(x) / scale, 2.0**-60)))
-        gap = scale * 2.0 ** (np.maximum(exponent, smallest) - mantissa)
-    if isinstance(scheme.range, MinMax):
-        past, reach = 0.5, scheme.values.highest - scheme.values.lowest
-    else:
-        past = {Convention.HIGHEST: 0.0, Convention.MIDDLE: 0.5}.get(scheme.range.convention, 1.0)
-        reach = scheme.values.highest
-    # A scale that was rounded down clips the peak by as much.
-    clipped = past + (ROUNDING[scheme.scale.name] if scheme.scale.bits < 32 else 0) * reach
-    bound = np.maximum(0.5 * gap, clipped * scale if clipped > 0.5 else 0)
-    assert (moved <= bound + SLACK * (np.abs(x) + scale)).all()
+    wanted, chosen, zero = _in_codes(x, q)
+    inside = np.clip(wanted, scheme.values.lowest, scheme.values.highest)
+    low, high = _around(inside, scheme.values)
+    slack = SLACK * (np.abs(wanted) + np.abs(zero) + 1)
+    assert (np.abs(chosen - inside) <= (high - low) / 2 + slack).all()
+    if not nested(scheme):
+        # A scale that was rounded down clips the peak by as much.
+        reach = scheme.values.highest - scheme.values.lowest
+        past = _past_the_end(scheme) + ROUNDING[scheme.scale.name] * reach
+        assert (np.abs(wanted - inside) <= past + slack).all()
 
 
-@every_scheme
+def _reduced(x: np.ndarray, tile: tuple[int, ...], by: np.ufunc) -> np.ndarray:
+    """For each tile, the last of which may be short."""
+    for axis, size in enumerate(tile):
+        x = by.reduceat(x, np.arange(0, x.shape[axis], size), axis=axis)
+    return x
+
+
+@schemes_that(lambda s: isinstance(s.range, AbsMax | MinMax) and not nested(s))
 def test_the_largest_magnitude_of_a_tile_meets_the_end_that_the_convention_names(scheme: Scheme):
     """So a scale is neither larger nor smaller than it must be."""
     x = np.asarray(_weight()).astype(np.float64)
     q = quantize(scheme)(_weight())
-    blocks = x.reshape(q.scale.shape[0], q.tile[0], q.scale.shape[1], q.tile[1])
-    low, high = blocks.min(axis=(1, 3)), blocks.max(axis=(1, 3))
+    low, high = (_reduced(x, q.tile, by) for by in (np.minimum, np.maximum))
     format = scheme.values
     if isinstance(scheme.range, MinMax):
         met, end = np.maximum(high, 0) - np.minimum(low, 0), format.highest - format.lowest
@@ -119,57 +173,68 @@ def test_the_largest_magnitude_of_a_tile_meets_the_end_that_the_convention_names
             Convention.LOWEST: -format.lowest,
             Convention.SIGNED: -format.lowest,
         }[scheme.range.convention]
-    scale = np.asarray(q.scale).astype(np.float64)
     expected = np.where(met == 0, 1.0, met / end)
     rounding = ROUNDING[scheme.scale.name] + 2.0**-22  # of the scale, and three in float32
-    np.testing.assert_allclose(np.abs(scale), expected, rtol=rounding)
+    np.testing.assert_allclose(np.abs(scales(q)), expected, rtol=rounding)
     if scheme.range == AbsMax(convention=Convention.SIGNED):
-        codes = np.asarray(q.codes).astype(int).reshape(blocks.shape).min(axis=(1, 3))
+        codes = _reduced(np.asarray(q.codes).astype(int), q.tile, np.minimum)
         assert (codes[met > 0] == format.lowest).all()
     else:
-        assert (scale > 0).all()
+        assert (scales(q) > 0).all()
 
 
 def _repeats(scheme: Scheme) -> bool:
     """Whether some code in use meets the end that the scale was taken from.
 
     Under MIDDLE and LOWEST it need not, nor under MinMax once scales are rounded: the second range
-    is then smaller than the first.
+    is then smaller than the first. Scales held as codes are taken anew from each other.
     """
-    if isinstance(scheme.range, MinMax):
-        return scheme.scale.bits == 32
-    return scheme.range.convention in (Convention.HIGHEST, Convention.SIGNED)
+    match scheme.range:
+        case AbsMax(convention=convention):
+            met = convention in (Convention.HIGHEST, Convention.SIGNED)
+        case MinMax():
+            met = scheme.scale == FLOAT32
+        case rule:
+            met = isinstance(rule, SharedExponent | Fixed)
+    return met and not nested(scheme)
 
 
-REPEATABLE = {name: scheme for name, scheme in SCHEMES.items() if _repeats(scheme)}
-
-
-@pytest.mark.parametrize("scheme", REPEATABLE.values(), ids=REPEATABLE)
+@schemes_that(_repeats)
 def test_quantizing_again_gives_the_same_values(scheme: Scheme):
     once = dequantize(quantize(scheme)(_weight()))
     twice = dequantize(quantize(scheme)(once))
-    # The scale comes back with the roundings of a product, a reciprocal and another product.
-    np.testing.assert_allclose(twice, once, rtol=4 * 2.0**-23, atol=0)
+    # The scale of the second is that of the first times two factors that cancel: 2 ulp.
+    np.testing.assert_allclose(twice, once, rtol=2**-22)
 
 
 @every_dtype
 @every_scheme
-def test_zeros_stay_zeros_and_so_do_tiles_of_them(scheme: Scheme, dtype: jnp.dtype):
+def test_zeros_and_tiles_of_zeros_stay_zero(scheme: Scheme, dtype: jnp.dtype):
+    """Where no code stands for 0, tiles of zeros become the least number there is."""
     w = _weight(dtype)
     back = np.asarray(dequantize(quantize(scheme)(w)))
     assert back.dtype == dtype
-    assert (back[np.asarray(w) == 0] == 0).all()
     q = quantize(scheme)(jnp.zeros((256, 256), dtype))
-    assert (values(q) == 0).all() and (np.asarray(q.scale) == 1).all()
+    if not scheme.values.has_zero:
+        assert (np.abs(values(q)) <= 2.0**-126).all() and (np.abs(back[:, 3]) <= 2.0**-126).all()
+        return
+    assert (back[np.asarray(w) == 0] == 0).all()
+    assert (values(q) == 0).all()
+    if not isinstance(scheme.range, Fixed):
+        np.testing.assert_allclose(scales(q), 1, rtol=2**-22 if nested(scheme) else 0)
 
 
-@every_scheme
+# A fixed range stays where it is.
+@schemes_that(lambda scheme: not isinstance(scheme.range, Fixed))
 def test_a_power_of_two_times_the_weight_changes_the_scales_only(scheme: Scheme):
-    w = uneven(256, 256)
+    w = _weight()
     q, r = quantize(scheme)(w), quantize(scheme)(w * 8)
     assert same_bits(q.codes, r.codes)
-    assert same_bits(np.asarray(q.scale) * q.scale.dtype.type(8), r.scale)
     assert q.zero_point is None or same_bits(q.zero_point, r.zero_point)
+    if nested(scheme):
+        assert same_bits(q.scale.codes, r.scale.codes)
+    used = _reduced(np.abs(np.asarray(w)), q.tile, np.maximum) > 0
+    assert same_bits((8 * scales(q))[used], scales(r)[used])
 
 
 HOSTILE = {
@@ -188,21 +253,25 @@ HOSTILE = {
 @pytest.mark.parametrize("kind", HOSTILE)
 @every_scheme
 def test_numbers_of_any_size_give_finite_codes_and_scales(scheme: Scheme, kind: str):
+    """Scales of whole numbers, or with their mean taken off, may be rounded to 0."""
     q = quantize(scheme)(HOSTILE[kind](normal(256, 256)))
-    scale = np.asarray(q.scale).astype(np.float64)
-    assert np.isfinite(scale).all() and (scale != 0).all()
-    assert np.isfinite(np.asarray(q.codes).astype(np.float64)).all()
+    scale = scales(q)
+    assert np.isfinite(scale).all()
+    if not nested(scheme) or scheme.scale.values.mantissa is not None:
+        assert (scale != 0).all()
+    assert np.isfinite(values_of(q.codes, scheme.values)).all()
+
+
+def _any_size(scheme: Scheme) -> bool:
+    """Scales of float16 end at 6e-5 and 65504; powers of two are met by chance; others are fixed."""
+    if isinstance(scheme.range, Fixed):
+        return False
+    return nested(scheme) or scheme.scale.name in ("FLOAT32", "BFLOAT16")
 
 
 @pytest.mark.parametrize("size", [1e-9, 1e30])
-@pytest.mark.parametrize(
-    "scheme",
-    [s for s in SCHEMES.values() if s.scale.name != "FLOAT16"],
-    ids=[n for n, s in SCHEMES.items() if s.scale.name != "FLOAT16"],
-)
+@schemes_that(_any_size)
 def test_the_error_does_not_depend_on_the_size_of_the_numbers(scheme: Scheme, size: float):
-    """Scales of float16 are the exception: they end at 6e-5 and 65504."""
-
     def error(factor: float) -> float:
         x = np.asarray(normal(256, 256) * jnp.float32(factor)).astype(np.float64)
         moved = values(quantize(scheme)(jnp.asarray(x.astype(np.float32)))) - x
@@ -228,11 +297,34 @@ def test_nan_stays_in_its_tile(scheme: Scheme):
     w[10, 20] = np.nan
     q = quantize(scheme)(jnp.asarray(w))
     lost = np.isnan(values(q))
-    rows, columns = q.tile
-    expected = np.zeros((256, 256), bool)
-    row, column = 10 // rows * rows, 20 // columns * columns
-    expected[row : row + rows, column : column + columns] = True
-    np.testing.assert_array_equal(lost, expected)
+    tiles = np.zeros(q.scale.shape, bool)
+    tiles[10 // q.tile[0], 20 // q.tile[1]] = True
+    if nested(scheme):
+        # Scales that share a scale, or a mean, are lost together.
+        shared = q.scale.shape if scheme.scale.centered else q.scale.tile
+        at = [slice(i // t * t, i // t * t + t) for i, t in zip(np.argwhere(tiles)[0], shared)]
+        tiles[tuple(at)] = True
+    np.testing.assert_array_equal(lost, over_codes(q, tiles))
+
+
+def _summed(scheme: Scheme) -> bool:
+    """Whether a scale depends on a sum, whose bits depend on the order of its terms."""
+    return centered(scheme) or isinstance(scheme.range, RootMeanSquare | AbsMean)
+
+
+def _assert_alike(q: QArray, expected: QArray):
+    """The same bits; where scales come from sums, as near as those."""
+    assert jax.tree.structure(q) == jax.tree.structure(expected)
+    if not _summed(q.scheme):
+        assert all(map(same_bits, jax.tree.leaves(q), jax.tree.leaves(expected)))
+        return
+    # Two sums of up to 2^16 terms, each of which is rounded to 2^-24 in partial sums of any order.
+    np.testing.assert_allclose(scales(q), scales(expected), rtol=2.0**-7)
+    order = [
+        np.searchsorted(every_value(p.scheme.values), values_of(p.codes, p.scheme.values))
+        for p in (q, expected)
+    ]
+    assert np.abs(order[0] - order[1]).max() <= 1 and (order[0] != order[1]).mean() < 1e-3
 
 
 @every_scheme
@@ -245,9 +337,10 @@ def test_eager_jit_vmap_and_scan_give_the_same_bits(scheme: Scheme):
         "vmap": jax.vmap(one)(stack),
         "scan": jax.lax.scan(lambda _, w: (None, one(w)), None, stack)[1],
     }
-    for name, q in runs.items():
-        assert jax.tree.structure(q) == jax.tree.structure(eager), name
-        assert all(map(same_bits, jax.tree.leaves(q), jax.tree.leaves(eager))), name
+    for q in runs.values():
+        _assert_alike(q, eager)
+    if _summed(scheme):
+        return
     back = jax.jit(lambda w: dequantize(one(w), jnp.float32))(stack[0])
     assert same_bits(back, dequantize(one(stack[0]), jnp.float32)), "in one compiled function"
 
@@ -280,15 +373,21 @@ def test_dequantizing_is_the_product_of_code_and_scale(scheme: Scheme, dtype: jn
 @every_scheme
 def test_the_axes_may_come_in_any_order(scheme: Scheme):
     w = _weight()
-    q = transpose(quantize_array(w.T, scheme, contracted=(-1,)), (1, 0))
-    np.testing.assert_array_equal(dequantize(q), dequantize(quantize(scheme)(w)))
+    q = jax.jit(lambda x: quantize_array(x, scheme, contracted=(-1,)))(w.T)
+    moved, expected = transpose(q, (1, 0)), quantize(scheme)(w)
+    if _summed(scheme):
+        # As many values as may go to another code.
+        close = np.isclose(values(moved), values(expected), rtol=2.0**-7, atol=0)
+        assert close.mean() > 1 - 1e-3
+    else:
+        np.testing.assert_array_equal(dequantize(moved), dequantize(expected))
 
 
 @every_scheme
 def test_shapes_are_known_without_any_numbers(scheme: Scheme):
     q = quantize(scheme)(_weight(jnp.bfloat16))
     check_qarray(q)
-    shapes = abstract_qarray((256, 256), jnp.bfloat16, scheme, q.tile)
+    shapes = abstract_qarray((256, 256), jnp.bfloat16, scheme, contracted=(0,))
     assert jax.tree.structure(shapes) == jax.tree.structure(q)
     for shape, leaf in zip(jax.tree.leaves(shapes), jax.tree.leaves(q), strict=True):
         assert (shape.shape, shape.dtype) == (leaf.shape, leaf.dtype)

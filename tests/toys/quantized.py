@@ -149,7 +149,10 @@ def values(q: QArray) -> np.ndarray:
         numbers = numbers - over_codes(q, np.asarray(q.zero_point).astype(np.float64))
     numbers = numbers * over_codes(q, scales(q))
     if q.offset is not None:
-        numbers = numbers + np.asarray(q.offset).astype(np.float64)
+        # The only sum of two numbers that float32 does not hold: of the rounded product.
+        offset = np.asarray(q.offset).astype(np.float64)
+        numbers = (numbers.astype(np.float32).astype(np.float64) + offset).astype(np.float32)
+        numbers = numbers.astype(np.float64)
     return numbers.transpose(np.argsort(q.layout.permutation(q.ndim)))
 
 
