@@ -51,7 +51,7 @@ MARGIN = 0.02
 NUMPY_MARGIN = 0.001
 """Ours, in float32, over NumPy's float64: codes differ where a value lies within 1e-7 of a tie."""
 QUICK_MARGIN = 0.05
-"""Gaussian figures of another draw, 16 times as small; only tiles that do not grow with the array."""
+"""Gaussian figures of another draw, of a 16th of the size, where tiles do not grow with it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

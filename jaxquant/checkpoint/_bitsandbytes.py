@@ -1,14 +1,13 @@
 """The tensors in which bitsandbytes keeps a 4-bit weight, to a QArray and back, byte for byte.
 
-For a weight called `weight` its state dict, and the safetensors files of transformers, hold
+For a weight called `weight` its state dict, and the safetensors files of transformers, hold:
 
-| key | what |
-|---|---|
-| `weight` | uint8 (n / 2, 1): two codes a byte, **the first in the high nibble** |
-| `weight.absmax` | a float32 for each block; with double quantization its 8-bit code |
-| `weight.quant_map` | float32 (16): the value of each code |
-| `weight.nested_absmax`, `weight.nested_quant_map` | with double quantization: a float32 for 256 blocks, and the value of each 8-bit code |
-| `weight.quant_state.bitsandbytes__nf4` | JSON as uint8: block size, shape, dtype, offset |
+- `weight`: uint8 (n / 2, 1), two codes a byte, **the first in the high nibble**;
+- `weight.absmax`: a float32 for each block; with double quantization its 8-bit code;
+- `weight.quant_map`: float32 (16), the value of each code;
+- `weight.nested_absmax`: with double quantization a float32 for each 256 blocks;
+- `weight.nested_quant_map`: likewise float32 (256), the value of each 8-bit code;
+- `weight.quant_state.bitsandbytes__nf4`: JSON as uint8, with block size, shape, dtype and offset.
 
 Blocks, and blocks of blocks, run over the flattened array. All of this is NumPy: bytes must not
 depend on how a compiler orders arithmetic.
@@ -25,10 +24,11 @@ from jaxtyping import Float, UInt8
 
 from ..numerics import DYNAMIC8, FLOAT32, Format, FP4, NF4
 from ..qarray import CANONICAL, QArray, Scheme, Tile
-from ..qarray._qarray import scale_values, spread
+from ..qarray._qarray import scale_values
 from ._errors import CheckpointError
 
 KINDS: dict[str, Format] = {"nf4": NF4, "fp4": FP4}
+BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 NESTED_BLOCK = 256
 # Below this an absmax is taken for it, so that it can be divided by.
 LEAST = np.float32(1e-38)
@@ -51,12 +51,17 @@ def write_bitsandbytes(
             f"bitsandbytes keeps NF4 and FP4; got codes of {q.scheme.values}. Quantize with "
             "schemes.NF4 or schemes.FP4."
         )
-    block = q.stored_tile[-1]
+    block = math.prod(q.stored_tile)
     if q.layout != CANONICAL or not _runs(q.stored_tile, q.stored_shape):
         raise ValueError(
-            f"bitsandbytes' blocks are runs of the flattened array; got tiles of {q.stored_tile} in "
-            f"{q.layout} of an array of shape {q.shape}. Relayout to CANONICAL, and put tiles along "
-            "the last axis, which they divide."
+            f"Blocks of bitsandbytes are runs of the flattened array; got tiles of {q.stored_tile} "
+            f"of an array of shape {q.shape} in {q.layout}. Relayout to CANONICAL, and put tiles "
+            "that divide it along the last axis."
+        )
+    if block not in BLOCKS:
+        raise ValueError(
+            f"bitsandbytes has kernels for blocks of {', '.join(map(str, BLOCKS))}; got {block}. "
+            "Use a tile of one of these sizes."
         )
     codes = np.asarray(q.codes).astype(np.uint8).ravel()
     held: dict[str, np.ndarray] = {"": pack_high_first(codes, KINDS[kind])[:, None]}
@@ -89,9 +94,9 @@ def write_bitsandbytes(
 def read_bitsandbytes(tensors: Mapping[str, np.ndarray], *, name: str = "weight") -> QArray:
     """The QArray that stands for the same values as what bitsandbytes kept.
 
-    Doubly quantized scales stay codes where 256 of them fill rows of scales or divide one; elsewhere
-    those blocks are no boxes, and the scales are held in float32: the same values, in 0.37 bits
-    more a value.
+    Doubly quantized scales stay codes where 256 of them fill rows of scales or divide one.
+    Elsewhere those blocks are no boxes, and the scales are held in float32: the same values, with
+    blocks of 64 in 0.37 bits more a value.
 
     **Raises:** `CheckpointError` if a tensor is missing or odd, or blocks straddle rows.
     """
@@ -134,7 +139,7 @@ def read_bitsandbytes(tensors: Mapping[str, np.ndarray], *, name: str = "weight"
 
 
 def pack_high_first(codes: UInt8[np.ndarray, " n"], format: Format) -> UInt8[np.ndarray, " half"]:
-    """Two 4-bit codes a byte, the first in the high nibble; an odd count ends with the code of 0."""
+    """Two 4-bit codes a byte, the first in the high nibble; an odd count is filled up with 0."""
     assert format.table is not None
     if len(codes) % 2:
         codes = np.append(codes, np.uint8(format.table.index(0.0)))
@@ -152,8 +157,8 @@ def double_quantize(
     """Codes of `absmax` less its mean, the float32 scale of each 256 of them, and the mean.
 
     `absmax = DYNAMIC8[code] * nested + mean`. The nearest value is taken, of two equally near the
-    lower: as bitsandbytes does on a GPU. Its CPU kernel, from 0.50 on, looks up the nearest of 65536 points
-    instead, and gives about one code in 500 to the neighbour.
+    lower: as bitsandbytes does on a GPU. Its CPU kernel, from 0.50 on, goes by the nearest of 65536
+    points instead, and gives about one code in 500 to the neighbour.
     """
     mean = np.float32(absmax.astype(np.float64).mean())
     centred = absmax - mean
@@ -242,7 +247,11 @@ def _scales(
         values = np.asarray(DYNAMIC8.table, np.float32)[absmax]
         return jnp.asarray(values * every + offset), FLOAT32
     along, across = min(run, columns), max(1, min(run // columns, rows))
-    tile = Tile(contracted=along, kept=across, ragged=bool(columns % along or rows % across))
+    tile = Tile(
+        contracted=None if along == columns else along,
+        kept=across,
+        ragged=bool(columns % along or rows % across),
+    )
     scheme = Scheme(values=DYNAMIC8, tile=tile, centered=True)
     counts = (-(-rows // across), -(-columns // along))
     held = QArray(

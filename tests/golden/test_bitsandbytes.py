@@ -9,9 +9,6 @@ import pytest
 from jaxquant.checkpoint._bitsandbytes import (
     double_quantize,
     KINDS,
-    pack_high_first,
-    read_bitsandbytes,
-    unpack_high_first,
     write_bitsandbytes,
 )
 from jaxquant.numerics import DYNAMIC8
