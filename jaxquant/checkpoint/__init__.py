@@ -1,5 +1,9 @@
 """The world outside: files of other projects, and our own checkpoints."""
 
+from ._bitsandbytes import (
+    read_bitsandbytes as read_bitsandbytes,
+    write_bitsandbytes as write_bitsandbytes,
+)
 from ._errors import CheckpointError as CheckpointError
 from ._folder import load as load, read_files as read_files, save as save
 from ._gguf import GGUFFile as GGUFFile, open_gguf as open_gguf
