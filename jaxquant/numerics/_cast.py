@@ -18,7 +18,7 @@ _LONGEST_TREE = 16
 def encode(x: Float[Array, "*dims"], format: Format, key: Any = None) -> Shaped[Array, "*dims"]:
     """The codes of `format` nearest to `x`; values past an end go to that end.
 
-    Ties go to the even number, in tables to the lower code. With a `key` (of `jax.random`) rounding
+    Ties go to the even number, in tables to the lower value. With a `key` (of `jax.random`) rounding
     is stochastic: up with the probability that makes the expectation `x`, to within 2^-23 of a gap.
 
     NaN has no integer code and no place in a weight: callers check for it where data comes in
@@ -119,32 +119,26 @@ def _from_bits(codes: Shaped[Array, "*dims"], format: Format) -> Float[Array, "*
 def _sorted_table(
     table: tuple[float, ...],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values in ascending order, the code of each, and the last number that goes to each.
+    """Values in ascending order, the code of each, and the middles between neighbours.
 
-    A tie goes to the lower code, whichever value that is.
+    A tie goes to the lower value. Of two codes for one value (FP4 has two zeros) the first takes
+    what rounds to it from below, the second the rest: the bytes of bitsandbytes on a CPU.
     """
-    values, codes = np.unique(np.asarray(table, np.float32), return_index=True)
-    # Exact in float64; then the last float32 that is not nearer to, or tied with, the upper value.
-    middles = (values[:-1].astype(np.float64) + values[1:]) / 2
-    last = middles.astype(np.float32)
-    tie_up = codes[1:] < codes[:-1]
-    beyond = np.where(tie_up, last >= middles, last > middles)
-    last = np.where(beyond, np.nextafter(last, np.float32(-np.inf)), last)
-    # XLA takes a subnormal number for 0.
-    tiny = np.finfo(np.float32).tiny
-    last = np.where((np.abs(last) < tiny) & (last < 0), -tiny, last)
-    return values, codes, last
+    values = np.asarray(table, np.float32)
+    codes = np.argsort(values, kind="stable")
+    values = values[codes]
+    return values, codes, (values[:-1] + values[1:]) / np.float32(2)
 
 
 def _to_table(x: Float[Array, "*dims"], format: Format) -> Shaped[Array, "*dims"]:
     assert format.table is not None
-    _, codes, last = _sorted_table(format.table)
-    if len(last) < _LONGEST_TREE:
+    _, codes, middles = _sorted_table(format.table)
+    if len(middles) < _LONGEST_TREE:
         place = jnp.zeros(x.shape, jnp.int32)
-        for end in last:
-            place = place + (x > end).astype(jnp.int32)
+        for middle in middles:
+            place = place + (x > middle).astype(jnp.int32)
     else:
-        place = jnp.searchsorted(last, x, side="left")
+        place = jnp.searchsorted(middles, x, side="left")
     if (codes == np.arange(len(codes))).all():
         return place
     return _from_table(place, tuple(int(c) for c in codes))
