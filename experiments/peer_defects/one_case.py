@@ -9,7 +9,7 @@ import numpy as np
 from cases import CASES
 
 # What a library may say instead of an answer. Anything else ends the process, which also counts.
-REFUSALS = (
+ANSWERS_IN_WORDS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -30,18 +30,18 @@ def main() -> None:
     arguments = parser.parse_args()
     case = CASES[arguments.case]
     run = importlib.import_module(f"{arguments.library}_cases").RUNS[case.number]
-    refusals: dict[str, str] = {}
+    raised: dict[str, str] = {}
     for index, part in enumerate(case.parts):
         try:
             outputs = run(part, case.inputs(part))
-        except REFUSALS as error:
-            refusals[part] = f"{type(error).__name__}: {error}"
+        except ANSWERS_IN_WORDS as error:
+            raised[part] = f"{type(error).__name__}: {error}"
             continue
         arrays = {name: np.asarray(value) for name, value in outputs.items()}
         # NumPy's files have no bfloat16; float64 holds whatever a library answers with.
         wide = {k: a if a.dtype.kind in "iufU" else a.astype(float) for k, a in arrays.items()}
         np.savez(arguments.out / f"{index}.npz", **wide)
-    (arguments.out / "refusals.json").write_text(json.dumps(refusals), encoding="utf-8")
+    (arguments.out / "raised.json").write_text(json.dumps(raised), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def run_case(library: str, case: Case, python: pathlib.Path, seconds: float) -> 
     environment = apart() if library == "qwix" else os.environ | {"JAX_PLATFORMS": "cpu"}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        ended, refusals = "", {}
+        ended, raised = "", {}
         try:
             done = subprocess.run(
                 [*command, "--out", folder],
@@ -104,14 +104,14 @@ def run_case(library: str, case: Case, python: pathlib.Path, seconds: float) -> 
             if done.returncode:
                 last = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
                 ended = f"the process ended with {done.returncode}: {last}"
-        if (folder / "refusals.json").is_file():
-            refusals = json.loads((folder / "refusals.json").read_text(encoding="utf-8"))
+        if (folder / "raised.json").is_file():
+            raised = json.loads((folder / "raised.json").read_text(encoding="utf-8"))
         parts = {}
         for index, part in enumerate(case.parts):
             file = folder / f"{index}.npz"
-            if part in refusals or not file.is_file():
-                refusal = " ".join(refusals.get(part, ended).split())
-                parts[part] = {"ok": False, "refusal": refusal}
+            if part in raised or not file.is_file():
+                text = " ".join(raised.get(part, ended).split())
+                parts[part] = {"ok": False, "raised": text}
                 continue
             with np.load(file) as outputs:
                 verdict = case.judge(part, case.inputs(part), dict(outputs))
@@ -123,9 +123,9 @@ def row_of(case: Case, sides: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """One row of the results: `None` where a side was not run."""
 
     def counts(library: str, part: str) -> bool:
-        """A part that every side refuses, and may, counts for none."""
+        """A part that every side raises on, and may, counts for none."""
         ran = [sides[other] for other in LIBRARIES if sides[other]]
-        may = part in case.may_refuse and all("refusal" in parts[part] for parts in ran)
+        may = part in case.may_refuse and all("raised" in parts[part] for parts in ran)
         return not may
 
     def ok(library: str) -> bool | None:

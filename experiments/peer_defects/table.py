@@ -34,15 +34,15 @@ def _cell(row: dict[str, Any], library: str) -> str:
         built = library != "jaxquant" or row["jaxquant_built"]
         return "not run" if built else "not built yet"
     right = sum(part["ok"] for part in parts.values())
-    refused = sum("refusal" in part for part in parts.values())
-    word = "right" if row[f"{library}_ok"] else "refused" if refused == len(parts) else "WRONG"
+    raised = sum("raised" in part for part in parts.values())
+    word = "right" if row[f"{library}_ok"] else "raised" if raised == len(parts) else "WRONG"
     if len(parts) > 1:
-        if refused == len(parts):
-            return f"{word}: all {refused} parts"
+        if raised == len(parts):
+            return f"{word}: all {raised} parts"
         said = f"{right} of {len(parts)} parts"
-        return f"{word}: {said}, {refused} refused" if refused else f"{word}: {said}"
+        return f"{word}: {said}, {raised} raised" if raised else f"{word}: {said}"
     (part,) = parts.values()
-    return f"{word}: {part.get('said') or part['refusal'].partition(':')[0]}"
+    return f"{word}: {part.get('said') or part['raised'].partition(':')[0]}"
 
 
 def details(rows: list[dict[str, Any]]) -> str:
@@ -53,7 +53,7 @@ def details(rows: list[dict[str, Any]]) -> str:
             for name, part in row[library].items():
                 if part["ok"]:
                     continue
-                said = part.get("said") or part["refusal"]
+                said = part.get("said") or part["raised"]
                 text = f"{row['case']:>2} {library}, {name}: {said}"
                 lines.append(textwrap.shorten(text, WIDTH, placeholder=" ..."))
     return "\n".join(["", *lines]) if lines else ""

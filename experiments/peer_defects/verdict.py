@@ -24,7 +24,7 @@ class Case:
     """One defect: inputs for every part of it, and a judge that knows no library.
 
     `judge(part, inputs, outputs)` reads what a library gave, whichever it was. `built` is whether
-    jaxquant has what the case is about. A part in `may_refuse` that both libraries refuse counts
+    jaxquant has what the case is about. A part in `may_refuse` that both libraries raise on counts
     for neither.
     """
 
