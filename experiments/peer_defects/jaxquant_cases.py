@@ -15,7 +15,6 @@ from flax_models import bytes_of, make, nested
 
 import jaxquant as jq
 from jaxquant import numerics
-from jaxquant.qarray import schemes
 
 Arrays = dict[str, Any]
 INT8 = jq.Scheme(values=jq.INT8, tile=jq.PER_CHANNEL)
@@ -55,7 +54,7 @@ def _bits(q: jq.QArray) -> float:
 
 def _named(scheme: str) -> Callable[[str, Arrays], Arrays]:
     def run(part: str, inputs: Arrays) -> Arrays:
-        made = getattr(schemes, scheme or part.upper())
+        made = getattr(jq.schemes, scheme or part.upper())
         q = jq.quantize_array(jnp.asarray(inputs["w"]), made, contracted=(0,))
         return {"values": jq.dequantize(q), "bits": _bits(q)}
 
@@ -64,7 +63,7 @@ def _named(scheme: str) -> Callable[[str, Arrays], Arrays]:
 
 def _stochastic(part: str, inputs: Arrays) -> Arrays:
     x = jnp.asarray(inputs["w"])
-    scheme = jq.Scheme(values=getattr(numerics, part.upper()), tile=jq.PER_TENSOR)
+    scheme = jq.Scheme(values=getattr(jq.formats, part.upper()), tile=jq.PER_TENSOR)
 
     def draw(key: Any) -> Any:
         return jq.dequantize(jq.quantize_array(x, scheme, contracted=(0,), key=key))
@@ -73,18 +72,18 @@ def _stochastic(part: str, inputs: Arrays) -> Arrays:
 
 
 def _int2(part: str, inputs: Arrays) -> Arrays:
-    scheme = jq.Scheme(values=numerics.INT2, tile=jq.PER_CHANNEL)
+    scheme = jq.Scheme(values=jq.formats.INT2, tile=jq.PER_CHANNEL)
     q = jq.quantize_array(jnp.asarray(inputs["w"]), scheme, contracted=(0,))
     # In memory a code takes a byte: XLA's CPU backend aborts where native int2 arrays are joined.
-    packed = numerics.pack(q.codes, numerics.INT2, q.codes.shape[-1])
-    codes = numerics.unpack(packed, numerics.INT2, q.codes.shape[-1])
+    packed = numerics.pack(q.codes, jq.formats.INT2, q.codes.shape[-1])
+    codes = numerics.unpack(packed, jq.formats.INT2, q.codes.shape[-1])
     q = dataclasses.replace(q, codes=codes)
     bits = 8 * (packed.nbytes + q.scale.nbytes) / q.size
     return {"values": jq.dequantize(q), "bits": bits}
 
 
 def _asymmetric(part: str, inputs: Arrays) -> Arrays:
-    values = getattr(numerics, part.upper())
+    values = getattr(jq.formats, part.upper())
     if values.integer:
         scheme = jq.Scheme(values=values, tile=jq.PER_TENSOR, range=jq.MinMax(), zero_point=values)
     else:
@@ -98,7 +97,7 @@ def _loaded(part: str, inputs: Arrays) -> Arrays:
     w = inputs["w"]
     model = make(21, part, {"kernel": w})
     variables = {"params": nested({"kernel": w})}
-    scheme = jq.Scheme(values=numerics.NF4, tile=jq.PER_CHANNEL)
+    scheme = jq.Scheme(values=jq.formats.NF4, tile=jq.PER_CHANNEL)
     recipe = jq.Recipe(name="nf4", rules=(jq.Rule(match="*", weights=scheme),))
     plan = jq.plan(model, variables, jnp.ones((1, w.shape[0])), recipe=recipe)
     with tempfile.TemporaryDirectory() as folder:
