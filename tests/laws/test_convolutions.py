@@ -11,9 +11,19 @@ from convolutions import bound, Case, CASES, convolution, exact, NHWC, operands,
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from quantized import codes_of, layouts, normal, SCHEMES, values
 
+from jaxquant.numerics import INT8
 from jaxquant.ops import conv_general_dilated, Refusal
 from jaxquant.ops.conv import BACKENDS
-from jaxquant.qarray import Layout, relayout
+from jaxquant.qarray import (
+    dequantize,
+    Layout,
+    PER_CHANNEL,
+    quantize_array,
+    relayout,
+    Scheme,
+    schemes,
+    Tile,
+)
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -63,6 +73,38 @@ def test_a_quantized_kernel_by_plain_images(backend: str, case: Case, name: str)
 @every_backend
 def test_every_scheme_of_a_kernel(backend: str, name: str):
     _check(backend, WIDE, operands(WIDE, None, name))
+
+
+# What is held in other ways than as integers or 8-bit floats with one scale a tile.
+OTHERS = {
+    "nf4": schemes.NF4,
+    "nf4 double": schemes.NF4_DOUBLE,
+    "mxfp4": schemes.MXFP4,
+    "nvfp4": schemes.NVFP4,
+    "ternary": schemes.TERNARY,
+    "int8 ragged": Scheme(values=INT8, tile=Tile(contracted=48, ragged=True)),
+    "nf4 channel": Scheme(values=schemes.NF4.values, tile=PER_CHANNEL),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", OTHERS)
+@every_backend
+def test_other_ways_to_hold_a_kernel(backend: str, name: str, dtype):
+    w = quantize_array(plain(WIDE, 1, dtype), OTHERS[name], contracted=WIDE.summed(1))
+    x, meant = plain(WIDE, 0, dtype), dequantize(w, jnp.float32)
+    moved = np.abs(exact(_run(backend, WIDE, [x, w])) - convolution(WIDE, exact(x), exact(meant)))
+    assert (moved <= bound(WIDE, x, meant, halves=dtype == jnp.bfloat16)).all()
+
+
+@pytest.mark.parametrize("pair", [("e4m3 channel", "nf4 channel"), ("int8 channel", "ternary")])
+@every_backend
+def test_other_ways_to_hold_a_kernel_by_quantized_images(backend: str, pair: tuple[str, str]):
+    x = operands(WIDE, pair[0], None)[0]
+    w = quantize_array(plain(WIDE, 1), OTHERS[pair[1]], contracted=WIDE.summed(1))
+    meant = dequantize(w, jnp.float32)
+    moved = np.abs(_run(backend, WIDE, [x, w]) - convolution(WIDE, exact(x), exact(meant)))
+    assert (moved <= bound(WIDE, x, meant)).all()
 
 
 @every_scheme

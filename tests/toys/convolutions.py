@@ -119,6 +119,7 @@ def operands(case: Case, activations: str | None, weight: str | None, dtype: Any
 
 
 def exact(x: Array | QArray) -> np.ndarray:
+    """The operand in float64."""
     return values(x) if isinstance(x, QArray) else np.asarray(x).astype(np.float64)
 
 

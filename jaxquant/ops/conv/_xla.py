@@ -42,19 +42,19 @@ def run(call: ConvCall) -> Float[Array, "..."]:
     sides = (call.lhs, call.rhs)
     plain = [x for x in sides if not isinstance(x, QArray)]
     if plain:
-        dtype, sum_dtype, precision = plain[0].dtype, jnp.float32, call.precision
+        dtype, sum_dtype = plain[0].dtype, jnp.float32
     else:
-        (dtype, sum_dtype), precision = product_dtypes(call.lhs, call.rhs), None
+        dtype, sum_dtype = product_dtypes(call.lhs, call.rhs)
     values, after = [], []
     for side, x in enumerate(sides):
         if not isinstance(x, QArray):
             values.append(x)
-        elif scaled_after(x, call.summed(side), dtype):
+        elif not plain or scaled_after(x, call.summed(side), dtype):
             values.append(factors(x, dtype))
             after.append(_scale(call, side))
         else:
             values.append(dequantize(x, dtype))
-    y = call.convolve(values[0], values[1], precision, sum_dtype).astype(jnp.float32)
+    y = call.convolve(values[0], values[1], call.precision, sum_dtype).astype(jnp.float32)
     for scale in after:
         y = y * scale
     return y.astype(call.out_dtype)

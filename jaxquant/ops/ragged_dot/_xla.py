@@ -65,7 +65,7 @@ def _on_codes(call: RaggedCall) -> Float[Array, "M N"]:
     x = jnp.pad(factors(lhs, dtype), ((0, 0), short))
     w = jnp.pad(factors(rhs, dtype), ((0, 0), short, (0, 0)))
     if groups == 1:
-        sums = call.multiply(x, w, None, sum_dtype)[None]
+        sums = call.multiply(x, w, call.precision, sum_dtype)[None]
     else:
         x = x.reshape(rows, groups, tile).swapaxes(0, 1)
         w = w.reshape(experts, groups, tile, n).swapaxes(0, 1)
@@ -84,10 +84,14 @@ def _grouped(
     w: Shaped[Array, "groups E tile N"],
     sum_dtype: Any,
 ) -> Shaped[Array, "groups M N"]:
+    def one(x: Any, w: Any, sizes: Any) -> Any:
+        return lax.ragged_dot(
+            x, w, sizes, precision=call.precision, preferred_element_type=sum_dtype
+        )
+
+    # A vmap of ragged_dot wants every operand batched.
     sizes = jnp.broadcast_to(call.group_sizes, (x.shape[0], *call.group_sizes.shape))
-    return jax.vmap(lambda a, b, g: lax.ragged_dot(a, b, g, preferred_element_type=sum_dtype))(
-        x, w, sizes
-    )
+    return jax.vmap(one)(x, w, sizes)
 
 
 def _weight_only(call: RaggedCall) -> Float[Array, "M N"]:
