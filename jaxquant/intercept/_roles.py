@@ -68,9 +68,7 @@ def ragged_axes(eqn: Any) -> tuple[tuple[int, int], tuple[int, int, int]] | str:
     if eqn.params["group_offset"] is not None or len(eqn.invars) != 3:
         return "ragged_dot with a group offset is not computed on codes"
     shapes = [len(v.aval.shape) for v in eqn.invars]
-    if any(batch) or shapes[:2] != [2, 3] or len(left) != 1 or len(experts) != 1:
+    if any(batch) or shapes != [2, 3, 1] or len(left) != 1 or len(experts) != 1:
         return "ragged_dot_general is computed on codes as rows by experts only, without batch axes"
-    if rows[0] == left[0] or shapes[2] != 1:
-        return "the rows that are dealt out are summed here, not kept"
     kept = 3 - experts[0] - right[0]
     return (int(rows[0]), int(left[0])), (int(experts[0]), int(right[0]), int(kept))
