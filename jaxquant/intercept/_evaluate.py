@@ -16,16 +16,16 @@ from jax.core import Tracer
 from jax.extend import core, source_info_util
 
 from ..qarray import dequantize, QArray
+from ._roles import site_roles
 from ._views import barrier, device_put, split, VIEWS
-from ._weight import CLOSED_OVER, is_weight, Position, roles, Weight, whole
+from ._weight import CLOSED_OVER, is_weight, Position, Weight, whole
 
-# Operations that read a weight the way a linear layer does. Those without arithmetic of ours are
-# sites all the same: the plan has to say that they were left out, and why.
+# Operations that read a weight the way a linear layer does. One that is not computed on codes (see
+# `_roles`) is a site all the same: the plan has to say that it was left out, and why.
 SITE_OPS = {
     "dot_general": "dot",
     "gather": "take",
     "conv_general_dilated": "conv",
-    "ragged_dot": "ragged_dot",
     "ragged_dot_general": "ragged_dot",
 }
 
@@ -249,7 +249,8 @@ class Evaluator:
         for side, operand in enumerate(operands):
             if not is_weight(operand):
                 continue
-            given, reason = self._roles(operand, eqn, op, side)
+            found = site_roles(operand, eqn, op, side)
+            given, reason = (None, found) if isinstance(found, str) else (found, None)
             uses.append(
                 Use(
                     site=self.site_id(operand.path, op, (*position, side)),
@@ -268,24 +269,6 @@ class Evaluator:
             self.scans[use.site] = use.weight.scans
         self.add(stats)
         return out
-
-    def _roles(
-        self, weight: Weight, eqn: Any, op: str, side: int
-    ) -> tuple[tuple[str, ...] | None, str | None]:
-        if weight.via is not None:
-            return None, f"it reads {weight.path} only through `{weight.via}`"
-        if op == "dot":
-            contracted, batch = eqn.params["dimension_numbers"]
-            found = roles(weight, contracted[side], batch[side])
-        elif op == "take":
-            if side != 0:
-                return None, "the weight is used as positions, not as a table"
-            sizes = eqn.params["slice_sizes"]
-            contracted = [a for a, n in enumerate(weight.shape) if sizes[a] == n]
-            found = roles(weight, contracted, ())
-        else:
-            return None, f"{eqn.primitive.name} is not computed on codes"
-        return (None, found) if isinstance(found, str) else (found, None)
 
 
 def plain(value: Any) -> Any:

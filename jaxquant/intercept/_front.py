@@ -138,7 +138,9 @@ def observe(
     """Statistics of what every dot site multiplies its weight with, added up over `batches`.
 
     Each batch is a tuple of arguments. Returns, by site and observer's name, arrays whose leading
-    axes are the weight's stack axes: one slice for each scanned layer.
+    axes are the weight's stack axes: one slice for each scanned layer. Sites of other kinds
+    (`#conv`, `#ragged_dot`, `#take`) are not observed, and have no entry: what a convolution
+    multiplies are overlapping windows, and a ragged product's experts see rows of uneven number.
 
     **Raises:** `ValueError` if there are no batches.
 

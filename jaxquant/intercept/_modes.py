@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import source_info_util
 
-from ..ops import dot_general, gather, quantize_activation
 from ..qarray import QArray
+from ._compute import compute
 from ._evaluate import plain, Use
 from ._plan import Plan, PlanError, SitePlan
 from ._weight import is_weight, Weight
@@ -104,35 +104,7 @@ class Infer:
         ]
         if not any(isinstance(x, QArray) for x in computable):
             return bind_plain(eqn, computable), {}
-        out = eqn.outvars[0].aval
-        if eqn.primitive.name == "gather":
-            table, indices = computable
-            return gather(table, indices, **eqn.params).astype(out.dtype), {}
-        contracted, batch = eqn.params["dimension_numbers"]
-        for side, use_plan in plans.items():
-            other = 1 - side
-            scheme = use_plan.activations
-            if scheme is None or isinstance(computable[other], QArray):
-                continue
-            try:
-                computable[other] = quantize_activation(
-                    computable[other], scheme, contracted=contracted[other], stack=batch[other]
-                )
-            except ValueError as error:
-                raise PlanError(
-                    f"The activations of {use_plan.site} cannot be rounded: {error}"
-                ) from error
-        y = dot_general(
-            computable[0],
-            computable[1],
-            (contracted, batch),
-            precision=eqn.params["precision"],
-            out_dtype=out.dtype,
-            backend=self.backend,
-        )
-        if eqn.params.get("out_sharding") is not None:
-            y = jax.sharding.reshard(y, eqn.params["out_sharding"])
-        return y, {}
+        return compute(eqn, computable, plans, self.backend), {}
 
     def leave(self, weight: Weight, eqn: Any, reason: str | None) -> Any:
         leaf = self.plan.by_path[weight.path]

@@ -223,7 +223,7 @@ def _site_plan(recipe: Recipe, use: Any, avals: dict[str, Any]) -> SitePlan:
     elif rule is not None and rule.weights is not None and reason is None:
         weights = rule.weights
         # A lookup multiplies nothing: there is no activation to round.
-        activations = rule.activations if use.op == "dot" else None
+        activations = rule.activations if use.op != "take" else None
         try:
             contracted, stack = role_axes(use.roles)
             tile_shape(tuple(aval.shape), weights.tile, contracted=contracted, stack=stack)

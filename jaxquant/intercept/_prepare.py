@@ -37,7 +37,7 @@ def prepare(
         )
     quantized = [site for site in plan.sites if site.weights is not None]
     # A lookup reads rows, which any layout gives; where there is a product too, that decides.
-    by_weight = sorted(quantized, key=lambda site: site.op == "dot")
+    by_weight = sorted(quantized, key=lambda site: (site.op == "dot", site.op != "take"))
     deciding = {site.path: site for site in by_weight}
 
     def one(path: str | None, leaf: Any) -> Any:
@@ -53,6 +53,9 @@ def _layout(q: QArray, site: SitePlan, backend: str, packed: bool) -> Layout:
     contracted = tuple(i for i, role in enumerate(site.roles) if role == CONTRACTED)
     stack = tuple(i for i, role in enumerate(site.roles) if role in (STACK, BATCH))
     layout = layout_for(backend, q, contracted, stack)
+    if site.op in ("conv", "ragged_dot"):
+        # These read any order, and XLA lays kernels and experts out by itself.
+        layout = Layout(wide=layout.wide)
     if not packed or not q.scheme.values.packs:
         return layout
     order = layout.permutation(q.ndim)

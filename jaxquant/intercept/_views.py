@@ -25,7 +25,14 @@ def _apply(weight: Weight, eqn: Any, on_qarray: Callable[[QArray], QArray], *res
 
 def _transpose(eqn: Any, weight: Weight) -> Weight:
     permutation = tuple(eqn.params["permutation"])
-    value = _apply(weight, eqn, lambda q: qarray.transpose(q, permutation))
+    return _permuted(weight, permutation, lambda x: eqn.primitive.bind(x, **eqn.params))
+
+
+def _permuted(
+    weight: Weight, permutation: tuple[int, ...], on_array: Callable[[Any], Any]
+) -> Weight:
+    x = weight.value
+    value = qarray.transpose(x, permutation) if isinstance(x, QArray) else on_array(x)
     return weight.view(value, tuple(weight.axes[a] for a in permutation))
 
 
@@ -37,14 +44,19 @@ def _convert(eqn: Any, weight: Weight) -> Weight | None:
 
 
 def _reshape(eqn: Any, weight: Weight) -> Weight | None:
-    if eqn.params.get("dimensions") is not None:
-        return None
+    permutation = eqn.params.get("dimensions")
+    if permutation is not None:
+        # A batched convolution's: axes are permuted, then reshaped.
+        weight = _permuted(weight, tuple(permutation), lambda x: jnp.transpose(x, permutation))
     shape = tuple(eqn.params["new_sizes"])
     axes: list[tuple[int, ...]] = []
     for old, new in matching_axes(weight.shape, shape):
         merged = tuple(stored for a in old for stored in weight.axes[a])
         axes += _share_out(merged, tuple(weight.shape[a] for a in old), old, weight, shape, new)
-    return weight.view(_apply(weight, eqn, lambda q: qarray.reshape(q, shape)), tuple(axes))
+    if weight.quantized:
+        return weight.view(qarray.reshape(weight.value, shape), tuple(axes))
+    value = eqn.primitive.bind(weight.value, **{**eqn.params, "dimensions": None})
+    return weight.view(value, tuple(axes))
 
 
 def _share_out(

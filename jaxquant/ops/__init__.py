@@ -2,6 +2,7 @@
 
 from ._activations import quantize_activation as quantize_activation
 from ._dispatch import Refusal as Refusal
+from .conv import conv_general_dilated as conv_general_dilated
 from .dot import (
     BACKENDS as BACKENDS,
     choose_backend as choose_backend,
@@ -9,4 +10,5 @@ from .dot import (
     dot_general as dot_general,
 )
 from .einsum import einsum as einsum
+from .ragged_dot import ragged_dot as ragged_dot
 from .take import gather as gather, take as take

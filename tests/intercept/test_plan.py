@@ -102,19 +102,27 @@ def test_a_weight_that_the_model_returns_is_another_reading():
         _plan(lambda x, w: (x @ w, w))
 
 
-def test_convolutions_are_listed_with_their_reason():
-    class Convolved(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return nn.Dense(K)(nn.Conv(K, (3,))(x))
+def test_what_is_not_computed_on_codes_is_listed_with_its_reason():
+    def function(x, w):
+        return jax.lax.conv_general_dilated(w[:, None], x[:, None], (1,), "SAME")
 
-    x = inputs(2, 5, K)
-    variables = Convolved().init(jax.random.key(0), x)
-    with pytest.raises(jq.PlanError, match="Conv_0/kernel#conv cannot be quantized"):
-        jq.plan(Convolved(), variables, x, recipe=W8A16)
-    rules = (jq.Rule(match="Conv_*"), *W8A16.rules)
-    plan = jq.plan(Convolved(), variables, x, recipe=jq.Recipe(name="r", rules=rules))
-    assert plan.by_site["Conv_0/kernel#conv"].weights is None
+    x = inputs(K, 3)
+    reason = "the weight is what is convolved, not the kernel"
+    model, variables = Applied(function, (K, K)), {"params": {"w": weight(K, K)}}
+    with pytest.raises(jq.PlanError, match=f"w#conv cannot be quantized: {reason}"):
+        jq.plan(model, variables, x, recipe=W8A16)
+    left = jq.Recipe(name="r", rules=(jq.Rule(match="*#conv"),))
+    site = jq.plan(model, variables, x, recipe=left).by_site["w#conv"]
+    assert site.weights is None and site.reason == reason
+
+
+def test_activations_are_rounded_wherever_there_is_a_product():
+    model, x = nn.Conv(K, (3,)), inputs(2, 5, K)
+    plan = jq.plan(model, jax.eval_shape(model.init, jax.random.key(0), x), x, recipe=W8A8)
+    assert plan.by_site["kernel#conv"].activations == W8
+    model, ids = nn.Embed(5, K), jnp.zeros(2, int)
+    plan = jq.plan(model, jax.eval_shape(model.init, jax.random.key(0), ids), ids, recipe=W8A8)
+    assert plan.by_site["embedding#take"].activations is None
 
 
 def test_a_closed_over_array_is_listed_and_no_error():

@@ -52,6 +52,11 @@ TABLE = {
         (K, 2, 3),
         ("contracted", "kept", "kept"),
     ),
+    "permuted and merged at once": (
+        lambda x, w: x @ lax.reshape(w, (K, 6), dimensions=(1, 0, 2)),
+        (2, K, 3),
+        ("kept", "contracted", "kept"),
+    ),
     "one of a stack": (lambda x, w: x @ w[1], (3, K, 4), ("stack", "contracted", "kept")),
     "one of a stack in the middle": (
         lambda x, w: x @ w[:, 1],

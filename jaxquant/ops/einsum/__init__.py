@@ -1,3 +1,3 @@
-"""`einsum` of two operands, either of which may be a QArray."""
+"""`einsum` of operands any of which may be QArrays."""
 
 from ._api import einsum as einsum
