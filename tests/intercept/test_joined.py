@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import dequantized, inputs, LOWEST, W8, W8A8, W8A16, weight, wrapped
+from exact import dequantized, inputs, W8, W8A8, W8A16, weight, wrapped
 from flax import linen as nn
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
