@@ -17,6 +17,7 @@ from jax.extend import core, source_info_util
 
 from ..qarray import QArray
 from ._dependence import Dependence, JOINS, NOTHING
+from ._explicit import explicit_sharding
 from ._joined import follow, join, plain, product, Sliced, splits
 from ._products import enclosing_names, product_path
 from ._views import barrier, device_put, SPLITS, VIEWS
@@ -364,4 +365,5 @@ def shape_of(value: Any) -> Any:
     if isinstance(leaf, Tracer) and jax.typeof(leaf).manual_axis_type.varying:
         # Inside a `shard_map` only an array can say what varies. Nobody reads its values.
         return plain(value)
-    return jax.ShapeDtypeStruct(value.shape, value.dtype)
+    sharding = explicit_sharding(value) if isinstance(value, QArray) else None
+    return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)

@@ -8,6 +8,7 @@ from flax import linen as nn, nnx
 from jax.sharding import NamedSharding
 
 from ..qarray import is_qarray
+from ..qarray._sharding import is_explicit
 from ._evaluate import Evaluator
 from ._linen import is_codes, linen_function, LinenModel
 from ._modes import Infer, ListSites, Observe
@@ -67,7 +68,12 @@ def plan(
 
 
 def _shape(x: Any) -> Any:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, "shape") else x
+    """Shape and dtype, with the sharding where that is a part of the type."""
+    if not hasattr(x, "shape"):
+        return x
+    sharding = _sharding(x)
+    explicit = isinstance(sharding, NamedSharding) and is_explicit(sharding.mesh)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding if explicit else None)
 
 
 def _sharding(x: Any) -> Any:

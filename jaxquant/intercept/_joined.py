@@ -25,6 +25,7 @@ from ..qarray import dequantize, QArray, Scheme, slice_axis
 from ..qarray._reshape import matching_axes
 from ..qarray._sharding import shards_of
 from . import _views
+from ._explicit import explicit_sharding, typed, typed_like
 from ._views import VIEWS
 from ._weight import is_weight, Joined, Position, Weight
 
@@ -51,7 +52,7 @@ def rounded(x: Any, scheme: Scheme, **roles: Any) -> QArray:
     """
     if isinstance(x, Sliced):
         return x.cut(rounded(x.whole, scheme, **roles))
-    return quantize_activation(plain(x), scheme, **roles)
+    return typed_like(lambda x: quantize_activation(x, scheme, **roles), plain(x))
 
 
 def plain(value: Any) -> Any:
@@ -65,7 +66,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         # Called outside of `jit`, a jaxpr's arguments and constants may be NumPy's.
         return jnp.asarray(value)
-    return dequantize(value) if isinstance(value, QArray) else value
+    if isinstance(value, QArray):
+        return typed(dequantize, explicit_sharding(value), value)
+    return value
 
 
 def join(eqn: Any, operands: Sequence[Any]) -> Joined | Weight | Array:
@@ -146,9 +149,9 @@ def follow(eqn: Any, joined: Joined, *rest: Any) -> Any:
             if strides is not None and any(s != 1 for s in strides):
                 return None
             return _sliced(joined, params["start_indices"], params["limit_indices"])
-        case "sharding_constraint":
-            fitting = _fitting(joined, params["sharding"])
-            changes = [{"sharding": fitting} for _ in joined.parts]
+        case "sharding_constraint" | "reshard":
+            key = "sharding" if name == "sharding_constraint" else "dst_sharding"
+            changes = [{key: _fitting(joined, params[key])} for _ in joined.parts]
         case "transpose":
             moved = tuple(params["permutation"]).index(axis)
         case "squeeze" | "reduce_sum":

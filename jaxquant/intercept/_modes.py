@@ -12,6 +12,7 @@ from jax.extend import source_info_util
 from ..ops import gather
 from ..qarray import QArray
 from ._evaluate import Use
+from ._explicit import typed
 from ._joined import plain, rounded, Sliced
 from ._plan import Plan, PlanError, SitePlan
 from ._products import bind_plain, dot_of_codes, infer_product, PRODUCT, Product
@@ -112,7 +113,8 @@ class Infer:
         out = eqn.outvars[0].aval
         if eqn.primitive.name == "gather":
             table, indices = computable
-            return gather(table, indices, **eqn.params).astype(out.dtype), {}
+            take = lambda *xs: gather(*xs, **eqn.params).astype(out.dtype)  # noqa: E731
+            return typed(take, out.sharding, table, indices), {}
         contracted, batch = eqn.params["dimension_numbers"]
         for side, use_plan in plans.items():
             other = 1 - side

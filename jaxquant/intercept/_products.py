@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from ..ops import dot_general
+from ._explicit import typed
 from ._joined import plain, rounded
 from ._plan import Plan, PlanError, SitePlan
 from ._rules import Recipe
@@ -93,14 +94,19 @@ def infer_product(
 
 def dot_of_codes(left: Any, right: Any, eqn: Any, backend: str | None) -> Any:
     """`ops.dot_general` in place of an equation: its axes, precision, dtype and sharding."""
-    y = dot_general(
-        left,
-        right,
-        eqn.params["dimension_numbers"],
-        precision=eqn.params["precision"],
-        out_dtype=eqn.outvars[0].aval.dtype,
-        backend=backend,
-    )
+    out = eqn.outvars[0].aval
+
+    def product(left: Any, right: Any) -> Any:
+        return dot_general(
+            left,
+            right,
+            eqn.params["dimension_numbers"],
+            precision=eqn.params["precision"],
+            out_dtype=out.dtype,
+            backend=backend,
+        )
+
+    y = typed(product, out.sharding, left, right)
     if eqn.params.get("out_sharding") is not None:
         y = jax.sharding.reshard(y, eqn.params["out_sharding"])
     return y

@@ -151,6 +151,15 @@ def _constrain(eqn: Any, weight: Weight) -> Weight:
     return weight.view(value, weight.axes)
 
 
+def _reshard(eqn: Any, weight: Weight) -> Weight:
+    sharding = eqn.params["dst_sharding"]
+
+    def move(q: QArray) -> QArray:
+        return jax.tree.map(jax.sharding.reshard, q, qarray.shardings_like(q, sharding))
+
+    return weight.view(_apply(weight, eqn, move), weight.axes)
+
+
 def cuts(eqn: Any, shape: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
     """Starts and limits of the slices that `split` and `unstack` are."""
     axis = eqn.params["axis"]
@@ -210,4 +219,5 @@ VIEWS: dict[str, Callable[..., Weight | None]] = {
     "stop_gradient": _frozen,
     "pvary": _same,
     "sharding_constraint": _constrain,
+    "reshard": _reshard,
 }

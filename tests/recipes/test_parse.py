@@ -174,7 +174,7 @@ def test_products_are_read_and_written():
         rules=(Rule(match="*attention*#product*", products=scheme), Rule(match="*")),
     )
     text = recipes.dump(recipe)
-    assert 'products = { values = "int8", contracted = "all" }' in text
+    assert 'products = "int8_channel"' in text
     assert recipes.parse(text) == recipe
 
 
