@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn, nnx
+from flax.linen.spmd import logical_to_mesh_axes
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from ..qarray import is_qarray, leaf_specs, QArray
@@ -89,7 +90,7 @@ class QuantizedLogicallyPartitioned(nn.LogicallyPartitioned):
     """`nn.LogicallyPartitioned` around a QArray; around anything else it is just that."""
 
     def _on_mesh(self) -> Any:
-        found = nn.logical_to_mesh_axes(self.names, self.rules)
+        found = logical_to_mesh_axes(self.names, self.rules)
         return self.names if found is None else found
 
     def get_partition_spec(self) -> Any:

@@ -43,5 +43,7 @@ def typed_like(function: Callable[[Any], QArray], x: Any) -> QArray:
     if out is None:
         return function(x)
     shapes = jax.eval_shape(function, jax.ShapeDtypeStruct(x.shape, x.dtype))
-    with jax.sharding.use_abstract_mesh(out.mesh):
-        return jax.sharding.auto_axes(function, out_sharding=shardings_like(shapes, out))(x)
+    mesh: Any = out.mesh
+    run: Any = jax.sharding.auto_axes(function, out_sharding=shardings_like(shapes, out))
+    with jax.sharding.use_abstract_mesh(mesh):
+        return run(x)
