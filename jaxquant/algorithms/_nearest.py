@@ -11,6 +11,7 @@ import numpy as np
 from ..intercept import Plan
 from ..intercept._variables import map_leaves, parameters, stamped
 from ..qarray import place, QArray, quantize_array, Scheme
+from ..qarray._sharding import automatic
 
 
 @functools.partial(jax.jit, static_argnames=("scheme", "contracted", "stack"))
@@ -68,8 +69,10 @@ def quantize(variables: Any, plan: Plan, *, progress: Callable[[str], None] | No
                 f"{path} holds NaN or infinity, which no code stands for. Repair the checkpoint, "
                 "or leave this parameter by a rule."
             )
-        q = nearest(w, planned.scheme, contracted=planned.contracted, stack=planned.stack)
         sharding = getattr(w, "sharding", None)
+        with automatic(sharding) as laid:
+            w = w if laid is sharding else jax.device_put(w, laid)
+            q = nearest(w, planned.scheme, contracted=planned.contracted, stack=planned.stack)
         if isinstance(sharding, jax.sharding.NamedSharding):
             q = place(q, sharding)
         q = jax.block_until_ready(q)

@@ -12,6 +12,7 @@ from flax.core import FrozenDict
 from jax.sharding import PartitionSpec
 
 from ..intercept import PlanStamp
+from ..intercept._boxes import named_by_leaf, QUANTIZED
 from ..intercept._variables import COLLECTION, named_leaves, QuantizationState, stamped, unstamped
 from ..qarray import is_qarray
 from ._errors import CheckpointError
@@ -134,7 +135,7 @@ def build(tree: dict[str, Any], values: dict[int, Any], fingerprint: str) -> Any
             "Install a newer jaxquant."
         )
 
-    return node(tree)
+    return named_by_leaf(node(tree))
 
 
 def fill(
@@ -179,6 +180,8 @@ def fill(
 def _name_of(kind: type[Any], known: dict[str, type[Any]]) -> str:
     """The name of a type on the list, or else what it is called, which only a template restores."""
     names = {each: name for name, each in known.items()}
+    # What stands around a QArray is written as what Flax calls it.
+    kind = next((plain for plain, ours in QUANTIZED.items() if ours is kind), kind)
     return names.get(kind, f"{kind.__module__}.{kind.__qualname__}")
 
 

@@ -111,7 +111,7 @@ def excerpt() -> str:
 
 
 def _row(side: Side, evaluation: Evaluation) -> dict[str, Any]:
-    left = [] if side.plan is None else [s.site for s in side.plan.sites if s.weights is None]
+    left = [] if side.plan is None else [s.site for s in side.plan.sites if s.reason is not None]
     return {
         "name": side.name,
         "recipe_source": None if side.recipe is None else side.recipe.source,

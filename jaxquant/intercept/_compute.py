@@ -1,20 +1,17 @@
 """What a site computes on codes: one function for each op, from its equation to `ops`."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
-from ..ops import (
-    conv_general_dilated,
-    dot_general,
-    gather,
-    quantize_activation,
-    ragged_dot as ragged_dot_of,
-)
+from ..ops import conv_general_dilated, gather, ragged_dot
 from ..qarray import QArray, transpose
-from ._evaluate import plain
+from ._explicit import typed
+from ._joined import plain, rounded, Sliced
 from ._plan import PlanError, SitePlan
+from ._products import dot_of_codes
 from ._roles import ragged_axes
 
 Plans = Mapping[int, SitePlan]
@@ -26,14 +23,21 @@ def compute(eqn: Any, operands: list[Any], plans: Plans, backend: str | None) ->
 
     **Raises:** `PlanError` where activations cannot be rounded as the plan says.
     """
-    y = COMPUTE[eqn.primitive.name](eqn, operands, plans, backend)
+    return COMPUTE[eqn.primitive.name](eqn, operands, plans, backend)
+
+
+def _typed(eqn: Any, function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)` with the sharding that the equation has, where that is part of a type."""
+    y = typed(function, eqn.outvars[0].aval.sharding, *args)
     sharding = eqn.params.get("out_sharding")
     return y if sharding is None else jax.sharding.reshard(y, sharding)
 
 
 def _take(eqn: Any, operands: list[Any], plans: Plans, backend: str | None) -> Any:
-    table, indices = operands
-    return gather(table, indices, **eqn.params).astype(eqn.outvars[0].aval.dtype)
+    def rows(table: QArray, indices: Any) -> Any:
+        return gather(table, indices, **eqn.params).astype(eqn.outvars[0].aval.dtype)
+
+    return _typed(eqn, rows, *operands)
 
 
 def _dot(eqn: Any, operands: list[Any], plans: Plans, backend: str | None) -> Any:
@@ -42,14 +46,7 @@ def _dot(eqn: Any, operands: list[Any], plans: Plans, backend: str | None) -> An
         _rounded(x, plans.get(1 - side), contracted[side], batch[side])
         for side, x in enumerate(operands)
     )
-    return dot_general(
-        lhs,
-        rhs,
-        (contracted, batch),
-        precision=eqn.params["precision"],
-        out_dtype=eqn.outvars[0].aval.dtype,
-        backend=backend,
-    )
+    return dot_of_codes(lhs, rhs, eqn, backend)
 
 
 def _conv(eqn: Any, operands: list[Any], plans: Plans, backend: str | None) -> Any:
@@ -61,14 +58,13 @@ def _conv(eqn: Any, operands: list[Any], plans: Plans, backend: str | None) -> A
             "of a convolution overlap, so that they take one scale an image or one in all. Give "
             "convolutions a rule of their own, with such a tile."
         )
-    settings = {name: eqn.params[name] for name in CONV_SETTINGS}
-    return conv_general_dilated(
-        _rounded(images, plan, numbers.lhs_spec[1:], ()),
-        kernel,
-        **settings,
+    convolution = functools.partial(
+        conv_general_dilated,
+        **{name: eqn.params[name] for name in CONV_SETTINGS},
         out_dtype=eqn.outvars[0].aval.dtype,
         backend=backend,
     )
+    return _typed(eqn, convolution, _rounded(images, plan, numbers.lhs_spec[1:], ()), kernel)
 
 
 CONV_SETTINGS = (
@@ -90,14 +86,13 @@ def _ragged_dot(eqn: Any, operands: list[Any], plans: Plans, backend: str | None
         return eqn.primitive.bind(*map(plain, operands), **eqn.params)
     rows, experts, sizes = operands
     rows = _rounded(rows, plans.get(1), (axes[0][1],), ())
-    return ragged_dot_of(
-        _moved(rows, axes[0]),
-        _moved(experts, axes[1]),
-        sizes,
+    product = functools.partial(
+        ragged_dot,
         precision=eqn.params["precision"],
         out_dtype=eqn.outvars[0].aval.dtype,
         backend=backend,
     )
+    return _typed(eqn, product, _moved(rows, axes[0]), _moved(experts, axes[1]), sizes)
 
 
 COMPUTE: dict[str, Callable[[Any, list[Any], Plans, str | None], Any]] = {
@@ -113,9 +108,9 @@ def _rounded(
 ) -> Any:
     """What the weight of `plan` is multiplied with, rounded if the plan says so."""
     if plan is None or plan.activations is None or isinstance(x, QArray):
-        return x
+        return plain(x) if isinstance(x, Sliced) else x
     try:
-        return quantize_activation(x, plan.activations, contracted=contracted, stack=stack)
+        return rounded(x, plan.activations, contracted=tuple(contracted), stack=tuple(stack))
     except ValueError as error:
         raise PlanError(f"The activations of {plan.site} cannot be rounded: {error}") from error
 

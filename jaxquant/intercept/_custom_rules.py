@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._evaluate import Evaluator, plain, shape_of
+from ._evaluate import Evaluator, shape_of
+from ._joined import plain
 from ._weight import is_weight, Position
 
 
@@ -113,7 +114,7 @@ def _moves(x: Any) -> bool:
 
 
 def _logical(values: Sequence[Any]) -> list[Any]:
-    return [shape_of(x.value) if is_weight(x) else x for x in values]
+    return [shape_of(x) if is_weight(x) else x for x in values]
 
 
 def _no_tangent(value: Any) -> Any:

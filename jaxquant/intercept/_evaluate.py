@@ -11,14 +11,18 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax import lax
 from jax.core import Tracer
 from jax.extend import core, source_info_util
 
-from ..qarray import dequantize, QArray
+from ..qarray import QArray
+from ._dependence import Dependence, JOINS, NOTHING
+from ._explicit import explicit_sharding
+from ._joined import follow, join, plain, product, Sliced, splits
+from ._products import enclosing_names, product_path
 from ._roles import site_roles
-from ._views import barrier, device_put, split, VIEWS
-from ._weight import CLOSED_OVER, is_weight, Position, Weight, whole
+from ._views import barrier, device_put, SPLITS, VIEWS
+from ._weight import CLOSED_OVER, is_weight, Joined, Position, Weight, whole
 
 # Operations that read a weight the way a linear layer does. One that is not computed on codes (see
 # `_roles`) is a site all the same: the plan has to say that it was left out, and why.
@@ -57,9 +61,14 @@ class Mode(Protocol):
 
     tracks_constants: bool
     collects: bool
+    products: bool
 
     def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
         """The result of the equation, and statistics by site (or an empty dict)."""
+        ...
+
+    def product(self, site: str, path: str, operands: Sequence[Any], eqn: Any) -> Any:
+        """The result of a product of two activations; asked only where `products` holds."""
         ...
 
     def leave(self, weight: Weight, eqn: Any, reason: str | None) -> Any:
@@ -80,10 +89,15 @@ class Mode(Protocol):
 
 
 class Evaluator:
-    """Evaluates jaxprs whose inputs may be `Weight`s, in one mode."""
+    """Evaluates jaxprs whose inputs may be `Weight`s, in one mode.
 
-    def __init__(self, mode: Mode):
+    `dependence` says where weights may be put together, and where activations meet.
+    """
+
+    def __init__(self, mode: Mode, dependence: Dependence = NOTHING):
         self.mode = mode
+        self.dependence = dependence
+        self._names: tuple[str, ...] = ()
         self.stats: dict[str, Any] = {}
         self.scans: dict[str, tuple[Position, ...]] = {}
         self._numbers: dict[str, dict[Position, int]] = {}
@@ -163,10 +177,25 @@ class Evaluator:
         """One equation, under the name stack and source line of the user's code."""
         names = source_info_util.current_name_stack() + eqn.source_info.name_stack
         context = source_info_util.user_context(eqn.source_info.traceback, name_stack=names)
-        with context, eqn.ctx.manager:
-            if not any(map(is_weight, operands)):
-                return self.bind(eqn, operands)
-            return self.weighted(eqn, operands, position)
+        with context, eqn.ctx.manager, self._inside(eqn):
+            if any(map(is_weight, operands)):
+                return self.weighted(eqn, operands, position)
+            if self.mode.products and position in self.dependence.products:
+                path = product_path(self._names)
+                site = self.site_id(path, "product", position)
+                return [self.mode.product(site, path, operands, eqn)]
+            if self.mode.products and position in self.dependence.around:
+                return self.weighted(eqn, operands, position)
+            return self.bind(eqn, operands)
+
+    @contextlib.contextmanager
+    def _inside(self, eqn: Any) -> Iterator[None]:
+        """Keeps the names of the modules around an equation, the body's and those outside."""
+        outer, self._names = self._names, (*self._names, *enclosing_names(eqn))
+        try:
+            yield
+        finally:
+            self._names = outer
 
     def bind(self, eqn: Any, operands: list[Any]) -> list[Any]:
         """The equation as it is."""
@@ -185,32 +214,51 @@ class Evaluator:
         return not isinstance(value, Tracer) or id(value) in self._constants
 
     def weighted(self, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
-        """An equation that reads at least one weight."""
+        """An equation that reads at least one weight, or holds one that is to be listed."""
         from ._higher_order import RULES
 
         name = eqn.primitive.name
-        first = operands[0]
         if name in RULES:
             return RULES[name](self, eqn, operands, position)
         if name in SITE_OPS:
-            return [self.site(eqn, operands, position)]
+            return self.site(eqn, operands, position)
         if name in MOVES:
             return MOVES[name](eqn, operands)
-        if name == "split" and is_weight(first) and first.via is None:
-            try:
-                return split(eqn, first)
-            except ValueError as error:
-                return self.opaque(eqn, operands, str(error))
-        if name in VIEWS and is_weight(first) and not any(map(is_weight, operands[1:])):
-            if first.via is None:
-                try:
-                    view = VIEWS[name](eqn, first, *operands[1:])
-                except ValueError as error:
-                    # The QArray says why its tiles would break; the mode decides what then.
-                    return self.opaque(eqn, operands, str(error))
-                if view is not None:
-                    return [view]
-        return self.opaque(eqn, operands, None)
+        try:
+            seen = self.seen(eqn, operands, position)
+        except ValueError as error:
+            # The QArray says why its tiles would break; the mode decides what then.
+            return self.opaque(eqn, operands, str(error))
+        return self.opaque(eqn, operands, None) if seen is None else seen
+
+    def seen(self, eqn: Any, operands: list[Any], position: Position) -> list[Any] | None:
+        """The weights as views or joins of others; `None` where the equation is neither.
+
+        **Raises:** `ValueError` where tiles would be cut.
+        """
+        name, (first, *rest) = eqn.primitive.name, operands
+        if name in JOINS and position in self.dependence.joins:
+            if any(is_weight(x) and getattr(x, "via", None) is None for x in operands):
+                return [join(eqn, operands)]
+        if not is_weight(first) or any(map(is_weight, rest)):
+            return None
+        if isinstance(first, Joined):
+            if name in SPLITS:
+                return splits(eqn, first)
+            view = follow(eqn, first, *rest) if name in VIEWS else None
+        elif first.via is not None:
+            return None
+        elif name in SPLITS:
+            return SPLITS[name](eqn, first)
+        else:
+            view = VIEWS[name](eqn, first, *rest) if name in VIEWS else None
+        return None if view is None else [view]
+
+    def leave(self, x: Any, eqn: Any, reason: str | None) -> Any:
+        """The plain array for a weight, or for several put together."""
+        if not isinstance(x, Joined):
+            return self.mode.leave(x, eqn, reason) if is_weight(x) else x
+        return lax.concatenate([self.leave(part, eqn, reason) for part in x.parts], x.axis)
 
     def opaque(self, eqn: Any, operands: list[Any], reason: str | None) -> list[Any]:
         """An equation that is neither a view nor a site: weights go in as plain arrays."""
@@ -218,15 +266,14 @@ class Evaluator:
         inner = [] if reason else list(core.jaxprs_in_params(eqn.params))
         if inner:
             reason = f"{eqn.primitive.name} cannot be entered"
-        plain = [self.mode.leave(x, eqn, reason) if is_weight(x) else x for x in operands]
-        outs = self.bind(eqn, plain)
+        outs = self.bind(eqn, [self.leave(x, eqn, reason) for x in operands])
         if not self.mode.tracks_constants:
             return outs
         if not all(is_weight(x) or self._depends_on_nothing(x) for x in operands):
             return outs
         # A function of parameters alone is still the parameter's business: a product that reads it
         # is a site which cannot be quantized in place, and the plan will say so.
-        source = weights[0]
+        source = weights[0].weights[0] if isinstance(weights[0], Joined) else weights[0]
         via = source.via or eqn.primitive.name
         return [
             dataclasses.replace(source, value=out, axes=((),) * len(out.shape), via=via)
@@ -239,12 +286,20 @@ class Evaluator:
         """A result that leaves the body of `eqn`, where only arrays can go."""
         if not is_weight(value):
             return value
-        return self.mode.leave(value, eqn, f"{eqn.primitive.name} returns it")
+        return self.leave(value, eqn, f"{eqn.primitive.name} returns it")
 
-    def site(self, eqn: Any, operands: list[Any], position: Position) -> Any:
+    def _shared(self, x: Any) -> Any:
+        """What an operand was before a `shard_map` said that it may vary."""
+        if isinstance(x, Sliced):
+            return dataclasses.replace(x, whole=self._shared(x.whole))
+        return self._spread.get(id(x), (x, x))[1]
+
+    def site(self, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
         """An equation that multiplies with, or looks up in, a weight."""
+        if any(isinstance(x, Joined) for x in operands):
+            return product(self, eqn, operands, position)
         op = SITE_OPS[eqn.primitive.name]
-        shared = tuple(self._spread.get(id(x), (x, x))[1] for x in operands)
+        shared = tuple(map(self._shared, operands))
         uses = []
         for side, operand in enumerate(operands):
             if not is_weight(operand):
@@ -268,17 +323,7 @@ class Evaluator:
         for use in uses:
             self.scans[use.site] = use.weight.scans
         self.add(stats)
-        return out
-
-
-def plain(value: Any) -> Any:
-    """The array that a value stands for."""
-    if is_weight(value):
-        value = value.value
-    if isinstance(value, np.ndarray):
-        # Called outside of `jit`, a jaxpr's arguments and constants may be NumPy's.
-        return jnp.asarray(value)
-    return dequantize(value) if isinstance(value, QArray) else value
+        return [out]
 
 
 def _last_uses(jaxpr: Any) -> list[list[Any]]:
@@ -299,8 +344,9 @@ def _last_uses(jaxpr: Any) -> list[list[Any]]:
 
 def shape_of(value: Any) -> Any:
     """Shape and dtype of an array, for tracing in its place."""
-    leaf = value.codes if isinstance(value, QArray) else value
+    leaf = jax.tree.leaves(value)[0] if is_weight(value) or isinstance(value, QArray) else value
     if isinstance(leaf, Tracer) and jax.typeof(leaf).manual_axis_type.varying:
         # Inside a `shard_map` only an array can say what varies. Nobody reads its values.
         return plain(value)
-    return jax.ShapeDtypeStruct(value.shape, value.dtype)
+    sharding = explicit_sharding(value) if isinstance(value, QArray) else None
+    return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)

@@ -8,12 +8,14 @@ from flax import linen as nn, nnx
 from jax.sharding import NamedSharding
 
 from ..qarray import is_qarray
+from ..qarray._sharding import is_explicit
 from ._evaluate import Evaluator
 from ._linen import is_codes, linen_function, LinenModel
 from ._modes import Infer, ListSites, Observe
 from ._nnx import nnx_function, NNXModel
 from ._observers import Moments, Observer, Peak
 from ._plan import make_plan, Plan, PlanError
+from ._products import plan_product
 from ._rules import Recipe
 from ._trace import is_array, run
 from ._variables import leaf_paths, map_leaves, parameters, unstamped
@@ -45,7 +47,7 @@ def plan(
         raise PlanError(
             f"{quantized} is quantized already. Make the plan with the variables as they were."
         )
-    mode = ListSites()
+    mode = ListSites(products=recipe.has_products)
     shapes = jax.tree.map(_shape, variables)
     _abstractly(function, shapes, args, kwargs, mode, lambda path, x: True)
     placed = parameters(variables if sharding is None else sharding)
@@ -55,7 +57,8 @@ def plan(
         if isinstance(found := x if sharding is not None else _sharding(x), NamedSharding)
     }
     avals = {path: _shape(x) for path, x in known.items()}
-    made = make_plan(recipe, list(mode.uses.values()), mode.others, avals, shardings)
+    products = [plan_product(recipe, product) for product in mode.met.values()]
+    made = make_plan(recipe, list(mode.uses.values()), mode.others, avals, shardings, products)
     # What breaks tiles shows only with QArrays in place: better now than in the first call.
     held = map_leaves(
         lambda path, x: made.by_path[path].abstract if path in made.by_path else x, shapes
@@ -65,7 +68,12 @@ def plan(
 
 
 def _shape(x: Any) -> Any:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, "shape") else x
+    """Shape and dtype, with the sharding where that is a part of the type."""
+    if not hasattr(x, "shape"):
+        return x
+    sharding = _sharding(x)
+    explicit = isinstance(sharding, NamedSharding) and is_explicit(sharding.mesh)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding if explicit else None)
 
 
 def _sharding(x: Any) -> Any:

@@ -13,9 +13,10 @@ from jax import lax
 from ..qarray import constrain, QArray
 from ._custom_rules import custom_jvp_rule, custom_vjp_rule
 from ._evaluate import Evaluator
+from ._joined import constrained
 from ._loops import scan_rule, while_rule
 from ._shard_map import shard_map_rule
-from ._weight import Position
+from ._weight import Joined, Position
 
 Rule = Callable[[Evaluator, Any, list[Any], Position], list[Any]]
 
@@ -45,6 +46,8 @@ def _jit(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> li
 def _constrained(value: Any, sharding: Any) -> Any:
     if not isinstance(sharding, jax.sharding.Sharding):
         return value
+    if isinstance(value, Joined):
+        return constrained(value, sharding, _constrained)
     if isinstance(plain_value := getattr(value, "value", value), QArray):
         if isinstance(sharding, jax.sharding.NamedSharding):
             return value.view(constrain(plain_value, sharding), value.axes)

@@ -127,7 +127,10 @@ def _meant_for_another(root: Scope, plan: Plan) -> bool:
 
 
 def _has_codes(variables: Any) -> bool:
-    return any(map(is_qarray, jax.tree.leaves(variables, is_leaf=is_qarray)))
+    """Whether variables were quantized; a plan may have left all of them, but not all products."""
+    return COLLECTION in variables or any(
+        map(is_qarray, jax.tree.leaves(variables, is_leaf=is_qarray))
+    )
 
 
 def _check_root(root: Scope, plan: Plan) -> None:

@@ -14,10 +14,10 @@ from jax import lax
 from ..qarray import Layout, relayout, retile
 from ._evaluate import Evaluator, shape_of
 from ._modes import ListSites
-from ._weight import is_weight, Position, same_view
+from ._weight import is_weight, Joined, Position, same_view, Weight
 
 
-def _scan_counts(params: Any) -> tuple[int, int]:
+def scan_counts(params: Any) -> tuple[int, int]:
     """How many operands of a scan are constants, and how many are carried."""
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
@@ -27,14 +27,14 @@ def _scan_counts(params: Any) -> tuple[int, int]:
 
 def scan_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
     params = eqn.params
-    num_consts, num_carry = _scan_counts(params)
+    num_consts, num_carry = scan_counts(params)
     consts, init, xs = (
         operands[:num_consts],
         operands[num_consts : num_consts + num_carry],
         operands[num_consts + num_carry :],
     )
     jaxpr = params["jaxpr"]
-    xs = [_stack_first(x) for x in xs]
+    xs = [_stack_first(_by_steps(ev, eqn, x)) for x in xs]
     first_slices = jax.tree.map(_first_slice, xs)
 
     def trial(ev: Evaluator, full: list[Any], slices: Sequence[Any]) -> list[Any]:
@@ -89,14 +89,26 @@ def _first_slice(x: Any) -> Any:
 
 def _sliced(value: Any, whole: Any, position: Position) -> Any:
     """What one step of a loop sees of a stacked weight."""
+    if isinstance(whole, Joined):
+        parts = zip(value.parts, whole.parts, strict=True)
+        sliced = tuple(_sliced(part, stacked, position) for part, stacked in parts)
+        return Joined(parts=sliced, axis=whole.axis - 1)
     if not is_weight(whole):
         return value
     scans = (*whole.scans, position)
     return dataclasses.replace(whole, value=value.value, axes=whole.axes[1:], scans=scans)
 
 
+def _by_steps(ev: Evaluator, eqn: Any, x: Any) -> Any:
+    if not isinstance(x, Joined) or x.axis:
+        return x
+    return ev.leave(x, eqn, "scan steps through the arrays of which it was put together")
+
+
 def _stack_first(x: Any) -> Any:
     """A stacked weight whose stack axis is stored first, with scales of its own for each slice."""
+    if isinstance(x, Joined):
+        return dataclasses.replace(x, parts=tuple(map(_stack_first, x.parts)))
     if not is_weight(x) or not x.quantized:
         return x
     q = retile(x.value, 0, 1)
@@ -116,7 +128,6 @@ def _unchanged(init: Sequence[Any], body: Callable[..., list[Any]], *rest: Any) 
     """
 
     def shape(x: Any) -> Any:
-        x = x.value if is_weight(x) else x
         return shape_of(x) if hasattr(x, "shape") else x
 
     fixed = {i: init[i] for i in _alone(init)}
@@ -140,7 +151,7 @@ def _unchanged(init: Sequence[Any], body: Callable[..., list[Any]], *rest: Any) 
 
 def _alone(values: Sequence[Any]) -> list[int]:
     """Places of weights whose parameter stands there once, so that provenance tells them apart."""
-    paths = [x.path if is_weight(x) else None for x in values]
+    paths = [x.path if isinstance(x, Weight) else None for x in values]
     return [i for i, path in enumerate(paths) if path is not None and paths.count(path) == 1]
 
 
@@ -153,7 +164,7 @@ def _leave_carry(ev: Evaluator, eqn: Any, value: Any) -> Any:
     if not is_weight(value):
         return value
     reason = f"{eqn.primitive.name} carries it and changes it on the way"
-    return ev.mode.leave(value, eqn, reason)
+    return ev.leave(value, eqn, reason)
 
 
 def while_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:

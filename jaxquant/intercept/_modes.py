@@ -11,14 +11,11 @@ from jax.extend import source_info_util
 
 from ..qarray import QArray
 from ._compute import compute
-from ._evaluate import plain, Use
+from ._evaluate import Use
+from ._joined import plain, Sliced
 from ._plan import Plan, PlanError, SitePlan
+from ._products import bind_plain, infer_product, PRODUCT, Product
 from ._weight import is_weight, Weight
-
-
-def bind_plain(eqn: Any, operands: Sequence[Any]) -> Any:
-    """The equation as the float model has it."""
-    return eqn.primitive.bind(*map(plain, operands), **eqn.params)
 
 
 class ListSites:
@@ -27,14 +24,21 @@ class ListSites:
     tracks_constants = True
     collects = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, products: bool = False) -> None:
+        self.products = products
         self.uses: dict[str, Use] = {}
         self.others: dict[str, set[str]] = {}
+        self.met: dict[str, Product] = {}
 
     def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
         for use in uses:
             self.uses.setdefault(use.site, use)
         return bind_plain(eqn, operands), {}
+
+    def product(self, site: str, path: str, operands: Sequence[Any], eqn: Any) -> Any:
+        out = eqn.outvars[0].aval
+        self.met.setdefault(site, Product(site=site, path=path, shape=out.shape, dtype=out.dtype))
+        return bind_plain(eqn, operands)
 
     def leave(self, weight: Weight, eqn: Any, reason: str | None) -> Any:
         self.others.setdefault(weight.path, set()).add(reason or eqn.primitive.name)
@@ -73,6 +77,7 @@ class Infer:
         self.plan = plan
         self.backend = backend
         self.rounding = rounding
+        self.products = rounding and any(site.op == PRODUCT for site in plan.sites)
 
     def site_plan(self, use: Use) -> SitePlan | None:
         """The plan of a site; one that only this call reaches does as its siblings do.
@@ -99,12 +104,15 @@ class Infer:
         found = {use.side: self.site_plan(use) for use in uses}
         plans = {side: plan for side, plan in found.items() if plan and plan.weights}
         computable = [
-            x.value if is_weight(x) and side in plans else plain(x)
+            x.value if is_weight(x) and side in plans else x if isinstance(x, Sliced) else plain(x)
             for side, x in enumerate(operands)
         ]
         if not any(isinstance(x, QArray) for x in computable):
             return bind_plain(eqn, computable), {}
         return compute(eqn, computable, plans, self.backend), {}
+
+    def product(self, site: str, path: str, operands: Sequence[Any], eqn: Any) -> Any:
+        return infer_product(self.plan, site, operands, eqn, self.backend)
 
     def leave(self, weight: Weight, eqn: Any, reason: str | None) -> Any:
         leaf = self.plan.by_path[weight.path]
@@ -129,6 +137,9 @@ class Infer:
         return value
 
     def for_derivatives(self) -> "Infer":
+        for site in self.plan.sites:
+            if site.op == PRODUCT and site.activations is not None:
+                raise TypeError(NO_GRADIENT.format(site.activations))
         return Infer(self.plan, backend=self.backend, rounding=False)
 
 
@@ -137,6 +148,7 @@ class Observe:
 
     tracks_constants = False
     collects = True
+    products = False
 
     def __init__(self, observers: Sequence[Any], *, collecting: bool = True):
         self.observers = {o.name: o for o in observers}
@@ -149,6 +161,9 @@ class Observe:
                 seen = inputs_of(use)
                 stats[use.site] = {n: o.measure(seen) for n, o in self.observers.items()}
         return bind_plain(eqn, operands), stats
+
+    def product(self, site: str, path: str, operands: Sequence[Any], eqn: Any) -> Any:
+        return bind_plain(eqn, operands)
 
     def leave(self, weight: Weight, eqn: Any, reason: str | None) -> Any:
         return plain(weight)

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,6 +28,9 @@ class SitePlan:
 
     `shape` and `dtype` are those of the stored parameter, `roles` what each of its axes is to the
     op. `reason` says why the weight is left as it is; `None` means that it is quantized.
+
+    A product of two activations (`op` is `product`) has no weight: `path` is the module's, `shape`
+    the result's, and both sides are rounded as `activations` says.
     """
 
     site: str
@@ -144,10 +148,11 @@ def make_plan(
     others: dict[str, set[str]],
     avals: dict[str, Any],
     shardings: dict[str, NamedSharding] | None = None,
+    products: Sequence[SitePlan] = (),
 ) -> Plan:
     """Applies the rules to the uses that a trace met, and checks that nothing is left by accident.
 
-    `shardings` are those of parameters that have one, by path.
+    `shardings` are those of parameters that have one, by path; `products` are planned already.
 
     **Raises:** `PlanError` listing every rule that matches nothing, and every site that no rule
     matches or that cannot be quantized though a rule says so.
@@ -157,7 +162,9 @@ def make_plan(
     problems = [
         f"the rule {rule.match!r} matches nothing"
         for rule in recipe.rules
-        if not rule.optional and not any(rule.matches(s.path, s.site) for s in own)
+        if not rule.optional
+        and not any(rule.matches(s.path, s.site) for s in own)
+        and not any(rule.matches(s.path, s.site, product=True) for s in products)
     ]
     wanted = {s.site: recipe.rule_for(s.path, s.site) for s in sites}
     for site in own:
@@ -181,9 +188,10 @@ def make_plan(
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise PlanError(
             f"The recipe {recipe.name!r} does not fit this model:\n  - {listed}{more}\n"
-            f"The model has {len(sites)} sites: {known}"
+            f"The model has {len(sites) + len(products)} sites: {known}"
         )
     read = {site.path for site in sites}
+    sites += products
     placed = [_placed(leaf, (shardings or {}).get(leaf.path)) for leaf in leaves]
     return Plan(
         recipe=recipe.name,

@@ -11,7 +11,7 @@ from ..qarray import leaf_specs, retile
 from ..qarray._sharding import shards_of
 from ._evaluate import Evaluator
 from ._plan import PlanError
-from ._weight import is_weight, Position
+from ._weight import is_weight, Joined, Position
 
 
 def shard_map_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
@@ -23,15 +23,10 @@ def shard_map_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Posit
     params = eqn.params
     mesh, in_specs = params["mesh"], params["in_specs"]
     fitted = [
-        _fit(x, spec, mesh) if is_weight(x) else x
+        _fit(_unjoined(ev, eqn, x, spec), spec, mesh)
         for x, spec in zip(operands, in_specs, strict=True)
     ]
-    specs = tuple(
-        x.view(leaf_specs(x.value, spec, mesh), x.axes)
-        if is_weight(x) and x.quantized
-        else (x.view(spec, x.axes) if is_weight(x) else spec)
-        for x, spec in zip(fitted, in_specs, strict=True)
-    )
+    specs = tuple(_specs(x, spec, mesh) for x, spec in zip(fitted, in_specs, strict=True))
     manual = params["newly_manual_axes"]
 
     def body(*args: Any) -> Any:
@@ -58,8 +53,29 @@ def shard_map_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Posit
     return outs
 
 
+def _unjoined(ev: Evaluator, eqn: Any, x: Any, spec: PartitionSpec) -> Any:
+    """Weights that were put together, unless devices get some of one and some of another."""
+    if not isinstance(x, Joined) or [*spec, *[None] * x.ndim][x.axis] is None:
+        return x
+    return ev.leave(x, eqn, "shard_map cuts the axis along which it was put together with others")
+
+
+def _specs(x: Any, spec: PartitionSpec, mesh: Any) -> Any:
+    """The specs of what a value holds."""
+    if isinstance(x, Joined):
+        return dataclasses.replace(x, parts=tuple(_specs(part, spec, mesh) for part in x.parts))
+    if not is_weight(x):
+        return spec
+    return x.view(leaf_specs(x.value, spec, mesh) if x.quantized else spec, x.axes)
+
+
 def _fit(weight: Any, spec: PartitionSpec, mesh: Any) -> Any:
     """The weight with tiles that no shard cuts, knowing which mesh axes cut its axes."""
+    if isinstance(weight, Joined):
+        fitted = tuple(_fit(part, spec, mesh) for part in weight.parts)
+        return dataclasses.replace(weight, parts=fitted)
+    if not is_weight(weight):
+        return weight
     shards = list(weight.shards or [()] * len(weight.stored))
     value = weight.value
     for axis, entry in enumerate(spec):

@@ -23,6 +23,9 @@ def plan_table(plan: Any) -> str:
     for site, name in zip(plan.sites, sites, strict=True):
         shape = "x".join(map(str, site.shape))
         leaf = plan.by_path.get(site.path)
+        if site.op == "product" and site.reason is None:
+            lines += _row(name, width, shape, f"both sides {site.activations}", "")
+            continue
         if site.weights is None:
             lines += _row(name, width, shape, f"left: {site.reason}", "")
             continue

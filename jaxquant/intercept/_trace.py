@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from ..qarray import is_qarray, QArray, relayout
+from ._dependence import dependence
 from ._evaluate import Evaluator, shape_of
 from ._weight import is_weight, Weight, whole
 
@@ -69,6 +70,12 @@ def run(
         whole(x, path) if path is not None and tracked(path, x) else x
         for path, x in zip(paths, leaves, strict=True)
     ]
+    moving_inputs = [
+        path is None
+        for path, leaf in zip(paths, logical, strict=True)
+        for _ in jax.tree.leaves(leaf)
+    ]
+    evaluator.dependence = dependence(closed, [*moving_inputs, *(True for _ in moved)])
     results = evaluator.closed(closed, [*_arrays(values), *moved], ())
     structure, slots, count = out_tree
     whole_leaves = dict(zip(paths, leaves, strict=True))
@@ -76,9 +83,10 @@ def run(
     def result(i: int, x: Any) -> Any:
         if not is_weight(x):
             return x
-        handed_back = None if i < count else _as_it_was(x, whole_leaves[x.path])
+        kept = i >= count and isinstance(x, Weight)
+        handed_back = _as_it_was(x, whole_leaves[x.path]) if kept else None
         if handed_back is None:
-            return evaluator.mode.leave(x, None, "the model returns it")
+            return evaluator.leave(x, None, "the model returns it")
         return handed_back
 
     outs = iter([result(i, x) for i, x in enumerate(results)])

@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from ..qarray import is_qarray
+from ._boxes import named_by_leaf
 
 COLLECTION = "jaxquant"
 """Where what belongs to quantization, but not to the model, lives in a tree of variables."""
@@ -27,6 +28,12 @@ class PlanStamp:
 
 class QuantizationState(nnx.Variable):
     """State that belongs to quantization rather than to the model."""
+
+    def replace(self, *args: Any, **updates: Any) -> Any:
+        # The stamp is structure: `nnx.get_partition_spec`, which finds no array, leaves it be.
+        if args == (None,) and isinstance(self.get_raw_value(), PlanStamp):
+            return self.copy(**updates)
+        return self.copy(*args, **updates)
 
 
 def named_leaves(variables: Any) -> Iterator[tuple[str, bool, Any]]:
@@ -90,8 +97,9 @@ def parameters(variables: Any) -> dict[str, Any]:
 
 
 def stamped(variables: Any, fingerprint: str) -> Any:
-    """The tree with the stamp of a plan."""
+    """The tree with the stamp of a plan, and with names of axes that codes and scales share."""
     stamp = PlanStamp(fingerprint)
+    variables = named_by_leaf(variables)
     if isinstance(variables, nnx.State):
         return nnx.State({**variables.raw_mapping, COLLECTION: {"plan": QuantizationState(stamp)}})
     return {**dict(variables), COLLECTION: {"plan": stamp}}

@@ -5,16 +5,17 @@ where the operation is more than a view. QArrays that refuse (tiles would break)
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from .. import qarray
 from ..qarray import QArray
 from ..qarray._reshape import expand_dims, matching_axes, squeeze
-from ._weight import is_weight, Weight
+from ._weight import Joined, Weight
 
 
 def _apply(weight: Weight, eqn: Any, on_qarray: Callable[[QArray], QArray], *rest: Any) -> Any:
@@ -79,18 +80,13 @@ def _share_out(
 
 
 def _squeeze(eqn: Any, weight: Weight) -> Weight:
-    drop = tuple(d % weight.ndim for d in eqn.params["dimensions"])
-    value = _apply(weight, eqn, lambda q: squeeze(q, drop))
-    return weight.view(value, tuple(s for a, s in enumerate(weight.axes) if a not in drop))
+    return squeezed(weight, tuple(d % weight.ndim for d in eqn.params["dimensions"]))
 
 
 def _sum(eqn: Any, weight: Weight) -> Weight | None:
     """A sum over axes of length 1 drops them."""
     drop = tuple(eqn.params["axes"])
-    if any(weight.shape[a] != 1 for a in drop):
-        return None
-    value = _apply(weight, eqn, lambda q: squeeze(q, drop))
-    return weight.view(value, tuple(s for a, s in enumerate(weight.axes) if a not in drop))
+    return None if any(weight.shape[a] != 1 for a in drop) else squeezed(weight, drop)
 
 
 def _broadcast(eqn: Any, weight: Weight) -> Weight | None:
@@ -108,14 +104,32 @@ def _slice(eqn: Any, weight: Weight) -> Weight | None:
     strides = eqn.params["strides"]
     if strides is not None and any(s != 1 for s in strides):
         return None
-    starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
+    return sliced(weight, eqn.params["start_indices"], eqn.params["limit_indices"])
 
-    def cut(q: QArray) -> QArray:
-        for axis, (start, limit) in enumerate(zip(starts, limits, strict=True)):
-            q = qarray.slice_axis(q, axis, start, limit)
-        return q
 
-    return weight.view(_apply(weight, eqn, cut), weight.axes)
+def sliced(weight: Weight, starts: Sequence[int], limits: Sequence[int]) -> Weight:
+    """Elements `starts` to `limits` of each axis."""
+    value = weight.value
+    if not isinstance(value, QArray):
+        return weight.view(lax.slice(value, starts, limits), weight.axes)
+    for axis, (start, limit) in enumerate(zip(starts, limits, strict=True)):
+        value = qarray.slice_axis(value, axis, start, limit)
+    return weight.view(value, weight.axes)
+
+
+def squeezed(weight: Weight, drop: tuple[int, ...]) -> Weight:
+    """Without axes of length 1."""
+    value = weight.value
+    value = squeeze(value, drop) if isinstance(value, QArray) else lax.squeeze(value, drop)
+    return weight.view(value, tuple(s for a, s in enumerate(weight.axes) if a not in drop))
+
+
+def expanded(weight: Weight, axis: int) -> Weight:
+    """With one more axis of length 1."""
+    value = weight.value
+    quantized = isinstance(value, QArray)
+    value = expand_dims(value, (axis,)) if quantized else lax.expand_dims(value, (axis,))
+    return weight.view(value, (*weight.axes[:axis], (), *weight.axes[axis:]))
 
 
 def _dynamic_slice(eqn: Any, weight: Weight, *starts: Any) -> Weight:
@@ -149,18 +163,36 @@ def _constrain(eqn: Any, weight: Weight) -> Weight:
     return weight.view(value, weight.axes)
 
 
+def _reshard(eqn: Any, weight: Weight) -> Weight:
+    sharding = eqn.params["dst_sharding"]
+
+    def move(q: QArray) -> QArray:
+        return jax.tree.map(jax.sharding.reshard, q, qarray.shardings_like(q, sharding))
+
+    return weight.view(_apply(weight, eqn, move), weight.axes)
+
+
+def cuts(eqn: Any, shape: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Starts and limits of the slices that `split` and `unstack` are."""
+    axis = eqn.params["axis"]
+    sizes = eqn.params["sizes"] if eqn.primitive.name == "split" else (1,) * shape[axis]
+    found, start = [], 0
+    for size in map(int, sizes):
+        starts, limits = [0] * len(shape), list(shape)
+        starts[axis], limits[axis] = start, start + size
+        found.append((starts, limits))
+        start += size
+    return found
+
+
 def split(eqn: Any, weight: Weight) -> list[Weight]:
     """`lax.split` as the slices that it is."""
-    axis, start = eqn.params["axis"], 0
-    if not weight.quantized:
-        parts = eqn.primitive.bind(weight.value, **eqn.params)
-        return [weight.view(part, weight.axes) for part in parts]
-    outs = []
-    for size in map(int, eqn.params["sizes"]):
-        part = qarray.slice_axis(weight.value, axis, start, start + size)
-        outs.append(weight.view(part, weight.axes))
-        start += size
-    return outs
+    return [sliced(weight, *cut) for cut in cuts(eqn, weight.shape)]
+
+
+def unstack(eqn: Any, weight: Weight) -> list[Weight]:
+    """`unstack`: slices of length 1 without their axis."""
+    return [squeezed(part, (eqn.params["axis"],)) for part in split(eqn, weight)]
 
 
 def barrier(eqn: Any, operands: list[Any]) -> list[Any]:
@@ -173,12 +205,16 @@ def device_put(eqn: Any, operands: list[Any]) -> list[Any]:
     """Moves each operand to where it is to go, codes and scales alike."""
 
     def move(x: Any, to: Any) -> Any:
-        if is_weight(x) and x.quantized and isinstance(to, jax.sharding.NamedSharding):
+        if isinstance(x, Joined):
+            return dataclasses.replace(x, parts=tuple(move(part, to) for part in x.parts))
+        if isinstance(x, Weight) and x.quantized and isinstance(to, jax.sharding.NamedSharding):
             return x.view(jax.device_put(x.value, qarray.shardings_like(x.value, to)), x.axes)
         return x if to is None else jax.device_put(x, to)
 
     return list(map(move, operands, eqn.params["devices"]))
 
+
+SPLITS: dict[str, Callable[..., list[Weight]]] = {"split": split, "unstack": unstack}
 
 VIEWS: dict[str, Callable[..., Weight | None]] = {
     "transpose": _transpose,
@@ -195,4 +231,5 @@ VIEWS: dict[str, Callable[..., Weight | None]] = {
     "stop_gradient": _frozen,
     "pvary": _same,
     "sharding_constraint": _constrain,
+    "reshard": _reshard,
 }

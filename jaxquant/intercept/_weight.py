@@ -1,6 +1,7 @@
 """A parameter on its way through a model: its value, its origin, what became of its axes."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -41,6 +42,10 @@ class Weight:
         return len(self.value.shape)
 
     @property
+    def dtype(self) -> Any:
+        return self.value.dtype
+
+    @property
     def quantized(self) -> bool:
         return isinstance(self.value, QArray)
 
@@ -54,6 +59,48 @@ class Weight:
         return dataclasses.replace(self, value=value, axes=axes)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Joined:
+    """Weights, and arrays beside them, put together along `axis`: what `_joined` follows.
+
+    At least one part is a `Weight` or a `Joined` of another axis.
+    """
+
+    parts: tuple[Any, ...]
+    axis: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = list(self.parts[0].shape)
+        shape[self.axis] = sum(self.sizes)
+        return tuple(shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.parts[0].shape)
+
+    @property
+    def dtype(self) -> Any:
+        return self.parts[0].dtype
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The length of each part along the joined axis."""
+        return tuple(part.shape[self.axis] for part in self.parts)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Where each part begins."""
+        return tuple(itertools.accumulate(self.sizes, initial=0))[:-1]
+
+    @property
+    def weights(self) -> list[Weight]:
+        """Every weight in it."""
+        nested = [x.weights if isinstance(x, Joined) else [x] for x in self.parts if is_weight(x)]
+        return [weight for weights in nested for weight in weights]
+
+
 def whole(value: Any, path: str) -> Weight:
     """The parameter at `path` as it is stored."""
     shape = tuple(value.shape)
@@ -62,14 +109,14 @@ def whole(value: Any, path: str) -> Weight:
 
 def same_view(a: Any, b: Any) -> bool:
     """Whether two weights are the same parameter, seen in the same way, as a whole."""
-    if not is_weight(a) or not is_weight(b) or a.via is not None:
+    if not isinstance(a, Weight) or not isinstance(b, Weight) or a.via is not None:
         return False
     return (a.path, a.axes, a.shape, a.scans) == (b.path, b.axes, b.shape, b.scans)
 
 
 def is_weight(x: Any) -> bool:
-    """Whether `x` is a `Weight`; for `is_leaf=`."""
-    return isinstance(x, Weight)
+    """Whether `x` is a `Weight`, or several put together; for `is_leaf=`."""
+    return isinstance(x, (Weight, Joined))
 
 
 CLOSED_OVER = "<closed over"

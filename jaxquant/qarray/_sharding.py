@@ -4,12 +4,14 @@ Codes follow the weight. Scales and zero points follow on each axis where tile b
 shard boundaries; on other axes they are replicated.
 """
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ._qarray import QArray
 
@@ -83,3 +85,24 @@ def place(q: QArray, sharding: NamedSharding) -> QArray:
 def constrain(q: QArray, sharding: NamedSharding) -> QArray:
     """`with_sharding_constraint` for a QArray inside `jit`."""
     return jax.tree.map(jax.lax.with_sharding_constraint, q, shardings_like(q, sharding))
+
+
+@contextlib.contextmanager
+def automatic(sharding: Any) -> Iterator[Any]:
+    """The same sharding on a mesh whose axes XLA looks after, with that mesh in force.
+
+    Axes of the type `Explicit` are part of an array's type, and tiles of an axis that is sharded so
+    have no such type. Nothing moves between devices. Other shardings are left as they are.
+    """
+    if not isinstance(sharding, NamedSharding) or not is_explicit(sharding.mesh):
+        yield sharding
+        return
+    assert isinstance(sharding.mesh, Mesh)
+    mesh = Mesh(sharding.mesh.devices, sharding.mesh.axis_names)
+    with jax.set_mesh(mesh):
+        yield NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
+
+
+def is_explicit(mesh: Mesh | AbstractMesh) -> bool:
+    """Whether shardings on this mesh are part of types."""
+    return any(kind == AxisType.Explicit for kind in mesh.axis_types)

@@ -39,6 +39,7 @@ class _RuleText(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     match: str
     weights: _SchemeText | str | None = None
     activations: _SchemeText | str | None = None
+    products: _SchemeText | str | None = None
     leave: bool = False
     optional: bool = False
     elsewhere: str = "error"
@@ -55,6 +56,7 @@ _WITHIN: dict[str, type[msgspec.Struct]] = {
     "rules": _RuleText,
     "weights": _SchemeText,
     "activations": _SchemeText,
+    "products": _SchemeText,
     "scale": _SchemeText,
     "range": RangeText,
     "mse": RangeText,
@@ -103,9 +105,9 @@ def dump(recipe: Recipe) -> str:
         lines.append(f"source = {_quoted(recipe.source)}")
     for rule in recipe.rules:
         lines += ["", "[[rules]]", f"match = {_quoted(rule.match)}"]
-        if rule.weights is None:
+        if rule.weights is None and rule.products is None:
             lines.append("leave = true")
-        for role in ("weights", "activations"):
+        for role in ("weights", "activations", "products"):
             scheme = getattr(rule, role)
             if scheme is not None:
                 lines.append(f"{role} = {_inline(_named_or_whole(scheme))}")
@@ -197,11 +199,16 @@ def _place(path: str, data: Any) -> str:
 
 
 def _rule(rule: _RuleText, where: str) -> Rule:
-    if rule.leave == (rule.weights is not None):
+    if rule.leave == (rule.weights is not None) and rule.products is None:
         got = "both" if rule.leave else "neither"
         raise ValueError(
             f"{where}: a rule has either `weights` or `leave = true`, and this one has {got}. "
             "Say what happens to the sites that it matches."
+        )
+    if rule.leave and rule.products is not None:
+        raise ValueError(
+            f"{where}: `products` beside `leave = true`: a product that is left computes as the "
+            "model does. Remove one of them."
         )
     if rule.leave and rule.activations is not None:
         raise ValueError(
@@ -216,6 +223,7 @@ def _rule(rule: _RuleText, where: str) -> Rule:
         activations=None
         if rule.activations is None
         else _scheme(rule.activations, f"{where}, activations"),
+        products=None if rule.products is None else _scheme(rule.products, f"{where}, products"),
         optional=rule.optional,
         elsewhere=rule.elsewhere,
     )

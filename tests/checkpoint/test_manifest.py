@@ -1,5 +1,6 @@
 """The manifest: plans and metadata come back, and no byte of it changes unnoticed."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -124,3 +125,22 @@ def test_a_plan_that_cannot_be_read_says_where():
     del data["leaves"][0]["scheme"]
     with pytest.raises(CheckpointError, match="m holds a plan .*scheme"):
         _manifest.plan_from_dict(data, "m")
+
+
+def test_a_plan_with_products_comes_back():
+    plan = linen_tree()[1]
+    scheme = plan.leaves[0].scheme
+    product = dataclasses.replace(
+        plan.sites[0],
+        site="Model/attention#product",
+        path="Model/attention",
+        op="product",
+        shape=(2, 4, 5, 5),
+        roles=None,
+        weights=None,
+        activations=scheme,
+    )
+    wanted = dataclasses.replace(plan, sites=(*plan.sites, product))
+    got = _manifest.plan_from_dict(_manifest.plan_to_dict(wanted), "here")
+    assert got.sites == wanted.sites and got.fingerprint == wanted.fingerprint
+    assert got.fingerprint != plan.fingerprint

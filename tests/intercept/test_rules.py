@@ -42,3 +42,13 @@ def test_incomplete_rules_are_refused():
         jq.Rule(match="*", weights=W8, elsewhere="ignore")
     with pytest.raises(ValueError, match="has no rules"):
         jq.Recipe(name="r", rules=())
+
+
+def test_rules_of_weights_and_rules_of_products_pass_each_other_by():
+    weights, products = jq.Rule(match="*", weights=W8), jq.Rule(match="*", products=W8)
+    recipe = jq.Recipe(name="r", rules=(weights, products))
+    assert recipe.has_products and not jq.Recipe(name="r", rules=(weights,)).has_products
+    assert recipe.rule_for("m", "m#product", product=True) is products
+    assert recipe.rule_for("w", "w#dot") is weights
+    left = jq.Rule(match="m")
+    assert left.matches("m", "m#product", product=True) and left.matches("m", "m#dot")

@@ -162,3 +162,30 @@ def test_a_recipe_written_and_read_is_the_same(
 @hypothesis.given(SCHEMES)
 def test_a_scheme_as_plain_data_and_back_is_the_same(scheme: Scheme):
     assert recipes.scheme_from_dict(recipes.scheme_to_dict(scheme), where="here") == scheme
+
+
+INT8_TEXT = '{ values = "int8", contracted = "all" }'
+
+
+def test_products_are_read_and_written():
+    scheme = Scheme(values=INT8, tile=PER_CHANNEL)
+    recipe = Recipe(
+        name="r",
+        rules=(Rule(match="*attention*#product*", products=scheme), Rule(match="*")),
+    )
+    text = recipes.dump(recipe)
+    assert 'products = "int8_channel"' in text
+    assert recipes.parse(text) == recipe
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ("leave = true", "`products` beside `leave = true`"),
+        (f"weights = {INT8_TEXT}", "weights and products of activations"),
+    ],
+)
+def test_products_stand_alone(keys, message):
+    text = f'name = "r"\n[[rules]]\nmatch = "*"\nproducts = {INT8_TEXT}\n{keys}\n'
+    with pytest.raises(ValueError, match=message):
+        recipes.parse(text)
