@@ -44,9 +44,12 @@ def test_json_has_every_site_and_what_inspect_says(jaxquant, model, tmp_path):
     assert len(sites) == 7 * tiny_llama.LAYERS + 2
     left = sites["embed/embedding#dot"]
     assert left["algorithm"] is left["scheme"] is None and "*embed*" in left["reason"]
+    assert left["sqnr_db"] is None and left["rule"] == "*embed*"
     site = sites["layers/0/mlp/down/kernel#dot"]
     assert (site["algorithm"], site["scheme"]) == ("nearest", "int8 channel")
     assert site["activations"] == "int8 channel"
+    assert (site["reason"], site["rule"]) == (None, "*")
+    assert site["sqnr_db"] == site["errors"]["snr_db"]
     # The best int8 can do on normal numbers with one scale for 128 of them.
     assert 35 < site["errors"]["snr_db"] < 50
 

@@ -50,4 +50,6 @@ def test_long_paths_keep_their_ends_and_reasons_are_told_in_full():
 
 
 def test_totals_come_last():
-    assert str(_deep_plan()).splitlines()[-1] == ("2 sites, 1 parameters quantized, 544 B -> 384 B")
+    assert str(_deep_plan()).splitlines()[-1] == (
+        "1 sites quantized, 1 left; 136 parameters, 544 B -> 384 B, 22.588 bits a weight"
+    )
