@@ -70,7 +70,8 @@ def save(
     `progress` is called with each path that is written.
 
     **Raises:** `CheckpointError` if it cannot be written; `ValueError` if `plan` is not what
-    `qvariables` were quantized by, or what `account` is of; `TypeError` for things in the tree that are not arrays.
+    `qvariables` were quantized by, or what `account` is of; `TypeError` for things in the tree that
+    are not arrays.
 
     ```python
     jq.save("out/", qvariables, plan, metadata={"family": "llama"})
@@ -94,9 +95,7 @@ def save(
         )
     errors = {} if account is None else account.by_path
     tree, leaves = describe(qvariables)
-    tensors = tuple(
-        _with_error(_tensor(index, leaf), errors) for index, leaf in enumerate(leaves)
-    )
+    tensors = tuple(_with_error(_tensor(index, leaf), errors) for index, leaf in enumerate(leaves))
     groups = list(_groups(tensors))
     metadata = _as_json(metadata or {})
     extra_files = _checked_names(extra_files or {})

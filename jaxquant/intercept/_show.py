@@ -27,7 +27,7 @@ def account_table(account: Account) -> str:
     """
     plan = account.plan
     lines = [f"plan {plan.fingerprint} by the recipe {plan.recipe!r}"]
-    lines += _site_lines(account.sites, measured=bool(account.errors))
+    lines += site_lines(account.sites, measured=bool(account.errors))
     for leaf in plan.leaves:
         for axis in leaf.replicated:
             lines += _wrapped(
@@ -44,7 +44,7 @@ def account_table(account: Account) -> str:
     return "\n".join(lines)
 
 
-def _site_lines(sites: tuple[SiteAccount, ...], *, measured: bool) -> list[str]:
+def site_lines(sites: tuple[SiteAccount, ...], *, measured: bool) -> list[str]:
     """Columns: site, shape, how it is held (weights / activations), bits a value, noise, rule."""
     if not sites:
         return []

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxquant.numerics import INT4, INT8
+from jaxquant.numerics import INT4, INT8, MinMax, UINT4
 from jaxquant.qarray import (
     dequantize,
     PER_CHANNEL,
     quantize_array,
     Scheme,
+    schemes,
     Tile,
     weight_error,
     WeightError,
@@ -51,6 +52,28 @@ def test_another_shape_is_refused():
     q = quantize_array(zeros, Scheme(values=INT8, tile=PER_CHANNEL), contracted=(0,))
     with pytest.raises(ValueError, match=r"\(2, 8\) cannot be compared with one of \(4, 4\)"):
         weight_error(zeros.reshape(2, 8), q)
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        Scheme(values=UINT4, tile=Tile(contracted=16), range=MinMax(), zero_point=UINT4),
+        Scheme(values=INT4, tile=Tile(contracted=24, ragged=True)),
+        Scheme(values=INT8, tile=Tile(contracted=16, kept=8)),
+        schemes.NF4,
+        schemes.NF4_DOUBLE,
+        schemes.NVFP4,
+        schemes.MXFP4,
+    ],
+    ids=str,
+)
+def test_every_kind_of_scheme_is_measured_by_what_it_dequantizes_to(scheme):
+    w = 3 + jax.random.normal(jax.random.key(0), (64, 64))
+    q = quantize_array(w, scheme, contracted=(0,))
+    off = np.asarray(dequantize(q), np.float64) - np.asarray(w, np.float64)
+    error = weight_error(w, q)
+    assert error.relative == pytest.approx(np.linalg.norm(off) / np.linalg.norm(w), rel=1e-4)
+    assert error.largest == pytest.approx(np.abs(off).max(), rel=1e-4)
 
 
 @pytest.mark.parametrize("exponent", [-100, -60, 60, 100])
