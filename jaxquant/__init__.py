@@ -4,6 +4,7 @@ from . import recipes as recipes
 from .algorithms import quantize as quantize
 from .checkpoint import CheckpointError as CheckpointError, load as load, save as save
 from .intercept import (
+    Account as Account,
     Gram as Gram,
     interceptor as interceptor,
     Moments as Moments,

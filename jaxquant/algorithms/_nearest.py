@@ -1,16 +1,20 @@
 """Rounding to nearest: the data-free algorithm, and the loop that applies it leaf by leaf."""
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..intercept import Plan
+from ..intercept import Account, LeafPlan, Plan
 from ..intercept._variables import map_leaves, parameters, stamped
-from ..qarray import place, QArray, quantize_array, Scheme
+from ..numerics import as_bytes, from_bytes
+from ..qarray import place, QArray, quantize_array, Scheme, WeightError
+from ..qarray._error import error_from, error_sums, square_sum
 from ..qarray._sharding import automatic
 
 
@@ -27,23 +31,62 @@ def nearest(
     return quantize_array(w, scheme, contracted=contracted, stack=stack, key=key)
 
 
+@functools.partial(jax.jit, static_argnames=("scheme", "contracted", "stack", "measured"))
+def _bytewise(
+    w: Any,
+    scheme: Scheme,
+    *,
+    contracted: tuple[int, ...],
+    stack: tuple[int, ...],
+    measured: bool,
+) -> tuple[QArray, Any]:
+    """`nearest` with a byte a code, and the sums of its error, or else of the squares of `w`."""
+    q = quantize_array(w, scheme, contracted=contracted, stack=stack)
+    sums = error_sums(w, q) if measured else square_sum(w.astype(jnp.float32))
+    return dataclasses.replace(q, codes=as_bytes(q.codes)), sums
+
+
 @jax.jit
 def _all_finite(w: Any) -> Any:
     return jnp.isfinite(w).all()
 
 
-def quantize(variables: Any, plan: Plan, *, progress: Callable[[str], None] | None = None) -> Any:
+@overload
+def quantize(
+    variables: Any,
+    plan: Plan,
+    *,
+    account: Literal[False] = False,
+    progress: Callable[[str], None] | None = None,
+) -> Any: ...
+@overload
+def quantize(
+    variables: Any,
+    plan: Plan,
+    *,
+    account: Literal[True],
+    progress: Callable[[str], None] | None = None,
+) -> tuple[Any, Account]: ...
+def quantize(
+    variables: Any,
+    plan: Plan,
+    *,
+    account: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Any:
     """The tree with the parameters of `plan` as QArrays, rounded to nearest, leaf by leaf.
 
     Leaves may be anything that `numpy.asarray` reads, such as lazily loaded arrays: one is in
     memory at a time. Sharded leaves stay sharded: codes as the weight, scales as their tiles
-    allow. `progress` is called with each path that is done.
+    allow. With `account` the error of each weight is measured as its codes are made, and the
+    result is the tree and an `Account`. `progress` is called with each path that is done.
 
     **Raises:** `ValueError` if a parameter is missing, has another shape than planned, or is not
     finite.
 
     ```python
-    qvariables = jq.quantize(variables, plan)
+    qvariables, account = jq.quantize(variables, plan, account=True)
+    print(account)  # every site: its scheme, true bits, signal to noise, and why
     ```
     """
     known = parameters(variables)
@@ -53,34 +96,56 @@ def quantize(variables: Any, plan: Plan, *, progress: Callable[[str], None] | No
             f"The plan quantizes {missing[0]}, which is not among the {len(known)} parameters. "
             "Quantize the variables that the plan was made with."
         )
+    errors: dict[str, WeightError] = {}
 
     def one(path: str | None, leaf: Any) -> Any:
         planned = None if path is None else plan.by_path.get(path)
         if planned is None:
             return leaf if isinstance(leaf, jax.Array) else _loaded(leaf)
-        if tuple(leaf.shape) != planned.shape:
-            raise ValueError(
-                f"{path} has shape {tuple(leaf.shape)}, but the plan was made for "
-                f"{planned.shape}. Make a plan with these variables."
-            )
-        w = leaf if isinstance(leaf, jax.Array) else jnp.asarray(np.asarray(leaf))
-        if not _all_finite(w):
-            raise ValueError(
-                f"{path} holds NaN or infinity, which no code stands for. Repair the checkpoint, "
-                "or leave this parameter by a rule."
-            )
-        sharding = getattr(w, "sharding", None)
-        with automatic(sharding) as laid:
-            w = w if laid is sharding else jax.device_put(w, laid)
-            q = nearest(w, planned.scheme, contracted=planned.contracted, stack=planned.stack)
-        if isinstance(sharding, jax.sharding.NamedSharding):
-            q = place(q, sharding)
-        q = jax.block_until_ready(q)
+        q, error = _leaf(leaf, planned, account)
+        if error is not None:
+            errors[planned.path] = error
         if progress is not None:
             progress(planned.path)
         return q
 
-    return stamped(map_leaves(one, variables), plan.fingerprint)
+    tree = stamped(map_leaves(one, variables), plan.fingerprint)
+    if not account:
+        return tree
+    ordered = tuple((leaf.path, errors[leaf.path]) for leaf in plan.leaves)
+    return tree, Account(plan=plan, errors=ordered)
+
+
+def _leaf(leaf: Any, planned: LeafPlan, measured: bool) -> tuple[QArray, WeightError | None]:
+    """One parameter, quantized and in place, and its error if it is to be measured."""
+    if tuple(leaf.shape) != planned.shape:
+        raise ValueError(
+            f"{planned.path} has shape {tuple(leaf.shape)}, but the plan was made for "
+            f"{planned.shape}. Make a plan with these variables."
+        )
+    w = leaf if isinstance(leaf, jax.Array) else jnp.asarray(np.asarray(leaf))
+    sharding = getattr(w, "sharding", None)
+    with automatic(sharding) as laid:
+        w = w if laid is sharding else jax.device_put(w, laid)
+        q, sums = _bytewise(
+            w,
+            planned.scheme,
+            contracted=planned.contracted,
+            stack=planned.stack,
+            measured=measured,
+        )
+    squares = sums.signal if measured else sums
+    # A sum of squares is finite only if all values are; the squares of finite ones may not be.
+    if not math.isfinite(squares) and not _all_finite(w):
+        raise ValueError(
+            f"{planned.path} holds NaN or infinity, which no code stands for. Repair the "
+            "checkpoint, or leave this parameter by a rule."
+        )
+    q = dataclasses.replace(q, codes=from_bytes(q.codes, planned.scheme.values))
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        q = place(q, sharding)
+    q = jax.block_until_ready(q)
+    return q, error_from(sums, w, q) if measured else None
 
 
 def _loaded(leaf: Any) -> Any:

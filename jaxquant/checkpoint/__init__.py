@@ -13,7 +13,11 @@ from ._huggingface import (
     open_huggingface as open_huggingface,
 )
 from ._lazy import LazyArray as LazyArray, materialize as materialize
-from ._manifest import Manifest as Manifest, read_manifest as read_manifest
+from ._manifest import (
+    Manifest as Manifest,
+    read_account as read_account,
+    read_manifest as read_manifest,
+)
 from ._tokenizer import (
     Tokenizer as Tokenizer,
     tokenizer_from_gguf as tokenizer_from_gguf,

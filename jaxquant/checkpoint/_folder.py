@@ -21,20 +21,21 @@ import jax
 import jax.numpy as jnp
 from msgspec.structs import replace
 
-from ..intercept import Plan
+from ..intercept import Account, Plan
 from ..intercept._variables import unstamped
-from ..qarray import CANONICAL, check_qarray, QArray, relayout
+from ..qarray import CANONICAL, check_qarray, QArray, relayout, WeightError
 from ..recipes import scheme_from_dict, scheme_to_dict
 from ._errors import CheckpointError
 from ._integrity import digests, sync, verify
 from ._manifest import (
     encode,
+    Error,
     File,
     FORMAT,
     Manifest,
     NAME,
     Part,
-    plan_from_dict,
+    plan_of,
     plan_to_dict,
     read_manifest,
     Tensor,
@@ -55,6 +56,7 @@ def save(
     qvariables: Any,
     plan: Plan,
     *,
+    account: Account | None = None,
     extra_files: Mapping[str, bytes] | None = None,
     metadata: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] | None = None,
@@ -62,12 +64,14 @@ def save(
     """Writes a quantized tree and its plan to the folder `path`, and returns the manifest.
 
     A checkpoint that is there is replaced, at one instant and only when the new one is complete.
+    The errors of `account` (which `quantize` gives) are kept for `read_account` and `inspect`.
     `extra_files` (a tokenizer, say) and `metadata` (anything that JSON holds) travel along.
     Leaves are packed one by one: memory beside the tree is its largest leaf, or some 100 MB.
     `progress` is called with each path that is written.
 
     **Raises:** `CheckpointError` if it cannot be written; `ValueError` if `plan` is not what
-    `qvariables` were quantized by; `TypeError` for things in the tree that are not arrays.
+    `qvariables` were quantized by, or what `account` is of; `TypeError` for things in the tree that
+    are not arrays.
 
     ```python
     jq.save("out/", qvariables, plan, metadata={"family": "llama"})
@@ -84,8 +88,14 @@ def save(
             f"These variables were quantized by the plan {fingerprint}, not {plan.fingerprint}. "
             "Save them with the plan that they were quantized by."
         )
+    if account is not None and account.plan != plan:
+        raise ValueError(
+            f"The account is of the plan {account.plan.fingerprint}, not {plan.fingerprint}. Give "
+            "the one that came with these variables."
+        )
+    errors = {} if account is None else account.by_path
     tree, leaves = describe(qvariables)
-    tensors = tuple(_tensor(index, leaf) for index, leaf in enumerate(leaves))
+    tensors = tuple(_with_error(_tensor(index, leaf), errors) for index, leaf in enumerate(leaves))
     groups = list(_groups(tensors))
     metadata = _as_json(metadata or {})
     extra_files = _checked_names(extra_files or {})
@@ -177,7 +187,7 @@ def load(
     """
     manifest = read_manifest(path)
     where = str(Path(path) / NAME)
-    plan = plan_from_dict(manifest.plan, where)
+    plan = plan_of(manifest, where)
     place = placed_by(sharding)
     folder = Path(path) / manifest.data
     shapes = [_shape(tensor, where) for tensor in manifest.tensors]
@@ -248,6 +258,13 @@ def _tensor(index: int, leaf: Leaf) -> Tensor:
         )
     part = describe_part(value, f"{prefix}.plain")
     return Tensor(**common, shape=part.shape, dtype=part.dtype, parts={"plain": part})
+
+
+def _with_error(tensor: Tensor, errors: Mapping[str, WeightError]) -> Tensor:
+    found = errors.get(tensor.path) if tensor.parameter else None
+    if found is None:
+        return tensor
+    return replace(tensor, error=Error(relative=found.relative, largest=found.largest))
 
 
 def _groups(tensors: tuple[Tensor, ...]) -> Iterator[tuple[str, list[int]]]:

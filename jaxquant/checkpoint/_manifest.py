@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 import os
 import re
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from ..intercept import LeafPlan, Plan, SitePlan
+from ..intercept import Account, LeafPlan, Plan, SitePlan
 from ..intercept._plan import role_axes
-from ..qarray import Scheme
+from ..qarray import Scheme, WeightError
 from ..recipes import scheme_from_dict, scheme_to_dict
 from ._errors import CheckpointError
 
@@ -52,6 +53,13 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     code_bits: int | None = None
 
 
+class Error(msgspec.Struct, frozen=True, kw_only=True):
+    """What quantizing did to a tensor, as in `jaxquant.qarray.WeightError`."""
+
+    relative: float
+    largest: float
+
+
 class Tensor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An array of the model, of the shape and dtype that the model sees.
 
@@ -59,8 +67,8 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `zero_point` and `offset`; then `scheme` and `tile` say how they are meant, and `table` what
     each code stands for where that is not the number itself. Where scales are held as codes, the
     roles `scale.codes`, `scale.scale` and perhaps `scale.offset` take the place of `scale`, with a
-    tile and a table of their own. `prng` names the generator of a random key, whose data are then
-    the plain part.
+    tile and a table of their own. `error` is what was measured when it was quantized. `prng` names
+    the generator of a random key, whose data are then the plain part.
     """
 
     path: str
@@ -74,6 +82,7 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     scale_tile: tuple[int, ...] | None = None
     scale_table: tuple[float, ...] | None = None
     prng: str | None = None
+    error: Error | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,6 +173,39 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     return decode(data, str(file))
 
 
+def read_account(path: str | os.PathLike[str]) -> Account:
+    """The account of the checkpoint in the folder `path`: its plan, and errors if it has them.
+
+    Reads no arrays.
+
+    **Raises:** as `read_manifest`.
+
+    ```python
+    print(jq.checkpoint.read_account("out/"))
+    ```
+    """
+    manifest = read_manifest(path)
+    plan = plan_of(manifest, str(Path(path) / NAME))
+    measured = {t.path: t.error for t in manifest.tensors if t.parameter and t.error is not None}
+    return Account(
+        plan=plan,
+        errors=tuple(
+            (leaf.path, WeightError(relative=error.relative, largest=error.largest))
+            for leaf in plan.leaves
+            if (error := measured.get(leaf.path)) is not None
+        ),
+    )
+
+
+def plan_of(manifest: Manifest, where: str) -> Plan:
+    """The plan of a checkpoint.
+
+    **Raises:** `CheckpointError` naming `where` if it cannot be read.
+    """
+    counts = tuple((t.path, math.prod(t.shape)) for t in manifest.tensors if t.parameter)
+    return dataclasses.replace(plan_from_dict(manifest.plan, where), counts=counts)
+
+
 def plan_to_dict(plan: Plan) -> dict[str, Any]:
     """A plan as plain data. A scheme is an object, and nothing else in a site or a leaf is."""
 
@@ -186,7 +228,7 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
 
 
 def plan_from_dict(data: dict[str, Any], where: str) -> Plan:
-    """The plan that `plan_to_dict` wrote.
+    """The plan that `plan_to_dict` wrote, without counts: the tensors of a checkpoint tell them.
 
     **Raises:** `CheckpointError` naming `where` if it is none.
     """

@@ -10,6 +10,7 @@ import jax
 from ..evaluate import medians, Timing
 from ..models import find_smollm2, open_model
 from ._bench_layer import layer_sides, SHAPE
+from ._bench_quantize import quantize_sides, throughput_rows, throughput_table
 from ._console import bar, check_json, say, show, table, write_json
 from ._sides import (
     CONTEXT,
@@ -22,37 +23,37 @@ from ._sides import (
     wanted_recipes,
 )
 
-BENCHES = ("prefill", "decode", "layer")
+BENCHES = ("prefill", "decode", "layer", "quantize")
 
 
 def run_bench(arguments: argparse.Namespace) -> None:
     """The command."""
     check_json(arguments.json)
-    if arguments.name == "layer":
-        if arguments.model is not None or arguments.recipe is not None:
-            raise ValueError("bench layer has no model and no recipe: it times one weight.")
+    name, tokens = arguments.name, None
+    if name in ("layer", "quantize") and (arguments.model, arguments.recipe) != (None, None):
+        raise ValueError(f"bench {name} has no model and no recipe: it times one weight.")
+    if name == "quantize":
+        sides = quantize_sides(arguments.size)
+        said = f"a weight of {arguments.size}x{arguments.size} in float32 to codes"
+    elif name == "layer":
         sides, tokens = layer_sides(), 1
         said = f"one row times a weight of {SHAPE[0]}x{SHAPE[1]}"
     else:
         sides, tokens, said = _model_sides(arguments)
     with bar("timing") as progress:
         timings = medians(sides, rounds=arguments.rounds, progress=progress)
-    rows = side_rows(timings, tokens)
-    say(f"{arguments.name}: {said}; {machine()}; medians of {arguments.rounds} rounds in turn")
-    show(speed_table(rows))
-    if arguments.name == "layer":
+    say(f"{name}: {said}; {machine()}; medians of {arguments.rounds} rounds in turn")
+    if tokens is None:
+        rows = throughput_rows(timings, arguments.size)
+        show(throughput_table(rows))
+    else:
+        rows = side_rows(timings, tokens)
+        show(speed_table(rows))
+    if name == "layer":
         say(_packed_verdict(timings))
-    write_json(
-        arguments.json,
-        {
-            "bench": arguments.name,
-            "what": said,
-            "machine": machine(),
-            "rounds": arguments.rounds,
-            "tokens": tokens,
-            "sides": rows,
-        },
-    )
+    result = {"bench": name, "what": said, "machine": machine(), "rounds": arguments.rounds}
+    result |= {"bytes": 4 * arguments.size**2} if tokens is None else {"tokens": tokens}
+    write_json(arguments.json, {**result, "sides": rows})
 
 
 def _model_sides(arguments: argparse.Namespace) -> tuple[dict[str, Any], int, str]:

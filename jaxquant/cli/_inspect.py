@@ -1,9 +1,11 @@
 """`jaxquant inspect`: every tensor of a model and what it costs."""
 
 import argparse
+import pathlib
 from typing import Any
 
-from ..models import Inventory, read_inventory
+from ..checkpoint import read_account
+from ..models import Inventory, is_checkpoint, read_inventory
 from ._console import check_json, say, show, table, write_json
 
 
@@ -11,6 +13,20 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     """The command."""
     check_json(arguments.json)
     inventory, source = read_inventory(arguments.model)
+    local = pathlib.Path(arguments.model).expanduser()
+    if is_checkpoint(local):
+        say(str(read_account(local)))
+    else:
+        _show_tensors(inventory)
+    say(f"{arguments.model}: {source}")
+    say(
+        f"{len(inventory.tensors)} tensors, {inventory.parameters:,} parameters, "
+        f"{inventory.bytes:,} bytes, {inventory.bits_per_weight:.3f} bits a weight"
+    )
+    write_json(arguments.json, inventory_json(inventory))
+
+
+def _show_tensors(inventory: Inventory) -> None:
     listed = table("tensor", "shape", "scheme", "bits", "size")
     for tensor in inventory.tensors:
         listed.add_row(
@@ -21,12 +37,6 @@ def run_inspect(arguments: argparse.Namespace) -> None:
             size_text(tensor.bytes),
         )
     show(listed)
-    say(f"{arguments.model}: {source}")
-    say(
-        f"{len(inventory.tensors)} tensors, {inventory.parameters:,} parameters, "
-        f"{inventory.bytes:,} bytes, {inventory.bits_per_weight:.3f} bits a weight"
-    )
-    write_json(arguments.json, inventory_json(inventory))
 
 
 def inventory_json(inventory: Inventory) -> dict[str, Any]:
@@ -42,6 +52,9 @@ def inventory_json(inventory: Inventory) -> dict[str, Any]:
                 "scheme": tensor.scheme,
                 "bits_per_value": tensor.bits_per_value,
                 "bytes": tensor.bytes,
+                "rule": tensor.rule,
+                "reason": tensor.reason,
+                "sqnr_db": tensor.sqnr_db,
             }
             for tensor in inventory.tensors
         ],

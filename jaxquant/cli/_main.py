@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from ..ops import Refusal
 from ._bench import BENCHES, run_bench
+from ._bench_quantize import SIZE
 from ._demo import run_demo
 from ._evaluate import run_evaluate
 from ._inspect import run_inspect
@@ -92,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("model", metavar="MODEL", help=_MODEL)
     _add_json(inspect)
 
-    bench = command("bench", "Time float32 and recipes side by side.", run_bench)
+    bench = command("bench", "Time float32 and recipes, or quantizing, side by side.", run_bench)
     bench.add_argument("name", metavar="NAME", choices=BENCHES, help=", ".join(BENCHES))
     bench.add_argument("--model", metavar="MODEL", help=f"{_MODEL} (default: SmolLM2)")
     bench.add_argument(
@@ -104,6 +105,12 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--rounds", type=_positive, default=10, help="rounds timed (default 10)")
     bench.add_argument(
         "--length", type=_positive, default=512, help="tokens of prefill (default 512)"
+    )
+    bench.add_argument(
+        "--size",
+        type=_positive,
+        default=SIZE,
+        help=f"rows and columns of the weight of bench quantize (default {SIZE}: 1.07 GB)",
     )
     _add_json(bench)
 

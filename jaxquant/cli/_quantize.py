@@ -14,11 +14,8 @@ from flax import nnx
 
 from .. import recipes
 from ..algorithms import quantize
-from ..evaluate import weight_error, WeightError
-from ..intercept import Plan, plan as make_plan, Recipe
-from ..intercept._variables import parameters
+from ..intercept import Account, Plan, plan as make_plan, Recipe
 from ..models import is_checkpoint, open_model, OpenedModel, save_model, variables_inventory
-from ..qarray import QArray
 from ._console import bar, check_json, say, write_json
 from ._inspect import inventory_json, size_text
 
@@ -44,11 +41,13 @@ def run_quantize(arguments: argparse.Namespace) -> None:
         )
     check_out(arguments.out)
     with bar("quantizing") as progress:
-        qvariables = quantize(opened.variables, plan, progress=counted(progress, plan))
-    errors = _errors(opened.variables, qvariables)
+        qvariables, account = quantize(
+            opened.variables, plan, account=True, progress=counted(progress, plan)
+        )
     with bar("writing") as progress:
-        save_model(arguments.out, opened, qvariables, plan, progress=counted(progress, plan))
-    inventory = variables_inventory(qvariables)
+        done = counted(progress, plan)
+        save_model(arguments.out, opened, qvariables, plan, account=account, progress=done)
+    inventory = variables_inventory(qvariables, account)
     result = {
         "model": str(arguments.model),
         "source": opened.source,
@@ -56,17 +55,17 @@ def run_quantize(arguments: argparse.Namespace) -> None:
         **inventory_json(inventory),
         "seconds": time.perf_counter() - start,
         "peak_rss_bytes": peak_rss_bytes(),
-        "sites": _sites_json(plan, errors),
+        "sites": sites_json(account),
     }
     write_json(arguments.json, result)
-    worst = min(errors, key=lambda path: errors[path].snr_db or float("inf"))
+    say(str(account))
     say(
         f"{arguments.out}: {inventory.parameters:,} parameters of {arguments.model} "
         f"({opened.source}) by {recipe.name}: {size_text(inventory.bytes)}, "
         f"{inventory.bits_per_weight:.3f} bits a weight"
     )
     say(
-        f"{len(errors)} weights quantized; most noise in {worst}: {_decibels(errors[worst])}; "
+        f"{len(account.errors)} weights quantized; {_most_noise(account)}; "
         f"{result['seconds']:.1f} s, at most {size_text(result['peak_rss_bytes'])} in memory"
     )
 
@@ -102,40 +101,37 @@ def check_out(out: pathlib.Path) -> None:
         )
 
 
-def _errors(variables: nnx.State, qvariables: nnx.State) -> dict[str, WeightError]:
-    """Errors by path. The weights are read a second time, again one at a time."""
-    floats = parameters(variables)
-    return {
-        path: weight_error(floats[path], q)
-        for path, q in parameters(qvariables).items()
-        if isinstance(q, QArray)
-    }
-
-
-def _sites_json(plan: Plan, errors: dict[str, WeightError]) -> list[dict[str, Any]]:
+def sites_json(account: Account) -> list[dict[str, Any]]:
+    """A row for each site, as `--json` has them."""
     rows = []
-    for site in plan.sites:
+    for site in account.sites:
         row: dict[str, Any] = {"site": site.site, "path": site.path, "shape": list(site.shape)}
-        if site.weights is None:
-            row |= {"algorithm": None, "scheme": None, "reason": site.reason}
+        row |= {"bits_per_value": site.bits_per_value, "rule": site.rule, "reason": site.reason}
+        if site.reason is not None:
+            row |= {"algorithm": None, "scheme": None, "sqnr_db": None}
         else:
-            error = errors[site.path]
+            assert site.error is not None
             row |= {
                 "algorithm": ALGORITHM,
                 "scheme": str(site.weights),
                 "activations": None if site.activations is None else str(site.activations),
+                "sqnr_db": site.sqnr_db,
                 "errors": {
-                    "snr_db": error.snr_db,
-                    "relative": error.relative,
-                    "largest": error.largest,
+                    "snr_db": site.sqnr_db,
+                    "relative": site.error.relative,
+                    "largest": site.error.largest,
                 },
             }
         rows.append(row)
     return rows
 
 
-def _decibels(error: WeightError) -> str:
-    return "none" if error.snr_db is None else f"signal to noise {error.snr_db:.1f} dB"
+def _most_noise(account: Account) -> str:
+    noisy = {path: error.sqnr_db for path, error in account.errors if error.sqnr_db is not None}
+    if not noisy:
+        return "none has any noise"
+    worst = min(noisy, key=lambda path: noisy[path])
+    return f"most noise in {worst}: signal to noise {noisy[worst]:.1f} dB"
 
 
 def peak_rss_bytes() -> int:

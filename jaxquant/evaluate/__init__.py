@@ -8,4 +8,3 @@ from ._score import (
 )
 from ._timing import medians as medians, Timing as Timing
 from ._tokens import read_tokens as read_tokens, windows_of_text as windows_of_text
-from ._weight_error import weight_error as weight_error, WeightError as WeightError

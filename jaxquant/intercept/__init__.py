@@ -1,5 +1,6 @@
 """Finding the sites of a Flax model, and evaluating it with other arithmetic."""
 
+from ._account import Account as Account, SiteAccount as SiteAccount
 from ._front import observe as observe, plan as plan, wrap as wrap
 from ._linen import interceptor as interceptor, LinenModel as LinenModel
 from ._nnx import NNXModel as NNXModel

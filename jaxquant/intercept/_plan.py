@@ -97,7 +97,7 @@ class Plan:
     """Every site of a model and what will happen to it. `print` it. Equal if they do the same.
 
     `others` are parameters that no site reads, by path, with the operations that do read them;
-    `sizes` are the bytes of every parameter.
+    `sizes` are the bytes of every parameter, `counts` its values.
     """
 
     recipe: str
@@ -105,6 +105,7 @@ class Plan:
     leaves: tuple[LeafPlan, ...]
     others: tuple[tuple[str, str], ...] = ()
     sizes: tuple[tuple[str, int], ...] = ()
+    counts: tuple[tuple[str, int], ...] = ()
 
     @functools.cached_property
     def by_site(self) -> dict[str, SitePlan]:
@@ -128,6 +129,11 @@ class Plan:
         return hash(self.fingerprint)
 
     @property
+    def parameters(self) -> int:
+        """Values of all parameters."""
+        return sum(count for _, count in self.counts)
+
+    @property
     def bytes_before(self) -> int:
         return sum(size for _, size in self.sizes)
 
@@ -137,9 +143,9 @@ class Plan:
         return self.bytes_before - saved
 
     def __str__(self) -> str:
-        from ._show import plan_table
+        from ._account import Account
 
-        return plan_table(self)
+        return str(Account(plan=self))
 
 
 def make_plan(
@@ -203,6 +209,7 @@ def make_plan(
             if path not in read
         ),
         sizes=tuple((path, bytes_held(aval)) for path, aval in avals.items()),
+        counts=tuple((path, math.prod(aval.shape)) for path, aval in avals.items()),
     )
 
 

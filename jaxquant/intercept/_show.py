@@ -1,9 +1,14 @@
 """Plans and accounts as text that fits a terminal of 100 columns."""
 
 import textwrap
-from typing import Any
+
+from ._account import Account, SiteAccount
 
 WIDTH = 100
+_SHORTEST_NAME = 30
+_LONGEST_SHAPE = 20
+_LONGEST_RULE = 12
+_GAP = "  "
 
 
 def size_text(n: int | float) -> str:
@@ -15,26 +20,14 @@ def size_text(n: int | float) -> str:
     raise AssertionError
 
 
-def plan_table(plan: Any) -> str:
-    """A site a line, then parameters that no site reads, then totals."""
+def account_table(account: Account) -> str:
+    """A site a line, then parameters that no site reads, then totals.
+
+    The column of the noise is there once weights were measured.
+    """
+    plan = account.plan
     lines = [f"plan {plan.fingerprint} by the recipe {plan.recipe!r}"]
-    sites = [_fitted(site.site, 46) for site in plan.sites]
-    width = max(map(len, sites), default=0)
-    for site, name in zip(plan.sites, sites, strict=True):
-        shape = "x".join(map(str, site.shape))
-        leaf = plan.by_path.get(site.path)
-        if site.op == "product" and site.reason is None:
-            lines += _row(name, width, shape, f"both sides {site.activations}", "")
-            continue
-        if site.weights is None:
-            lines += _row(name, width, shape, f"left: {site.reason}", "")
-            continue
-        assert leaf is not None
-        scheme = str(site.weights)
-        if site.activations is not None:
-            scheme += f" / {site.activations}"
-        change = f"{size_text(leaf.bytes_before)} -> {size_text(leaf.bytes_after)}"
-        lines += _row(name, width, shape, scheme, change)
+    lines += site_lines(account.sites, measured=bool(account.errors))
     for leaf in plan.leaves:
         for axis in leaf.replicated:
             lines += _wrapped(
@@ -43,17 +36,65 @@ def plan_table(plan: Any) -> str:
             )
     for path, ops in plan.others:
         lines += _wrapped(f"{path}: no site; read by {ops}")
-    saved = f"{size_text(plan.bytes_before)} -> {size_text(plan.bytes_after)}"
-    lines.append(f"{len(plan.sites)} sites, {len(plan.leaves)} parameters quantized, {saved}")
+    lines += _wrapped(
+        f"{account.quantized} sites quantized, {account.left} left; {account.parameters:,} "
+        f"parameters, {size_text(account.bytes_before)} -> {size_text(account.bytes_after)}, "
+        f"{account.bits_per_weight:.3f} bits a weight"
+    )
     return "\n".join(lines)
 
 
-def _row(name: str, width: int, shape: str, text: str, change: str) -> list[str]:
-    """Columns; what does not fit goes on, indented, in lines of its own."""
-    start = f"{name:<{width}}  {shape:>12}  "
-    if len(start) + max(30, len(text)) + len(change) + 2 <= WIDTH:
-        return [f"{start}{text:<30}  {change}".rstrip()]
-    return [f"{start}{change}".rstrip(), *_wrapped(text, "    ")]
+def site_lines(sites: tuple[SiteAccount, ...], *, measured: bool) -> list[str]:
+    """Columns: site, shape, how it is held (weights / activations), bits a value, noise, rule."""
+    if not sites:
+        return []
+    head = ("shape", "scheme", "bits", "SQNR dB", "rule")
+    rows = [
+        (
+            _fitted("x".join(map(str, site.shape)), _LONGEST_SHAPE),
+            _held(site),
+            f"{site.bits_per_value:.3f}",
+            _decibels(site),
+            _fitted(site.rule or "", _LONGEST_RULE),
+        )
+        for site in sites
+    ]
+    own = [row for row, site in zip(rows, sites, strict=True) if site.reason is None]
+    shape, _, bits, noise, rule = (max(map(len, c)) for c in zip(head, *rows, strict=True))
+    ends = [bits, noise, rule] if measured else [bits, rule]
+    room = WIDTH - _SHORTEST_NAME - sum(len(_GAP) + width for width in (shape, 0, *ends))
+    held = min(room, max(len(row[1]) for row in (head, *own)))
+    others = sum(len(_GAP) + width for width in (shape, held, *ends))
+    longest = max(4, *(len(site.site) for site in sites))
+    name = min(longest, max(WIDTH - others, _SHORTEST_NAME))
+    lines = []
+    for site, row in zip((None, *sites), (head, *rows), strict=True):
+        said = "site" if site is None else _fitted(site.site, name)
+        start = f"{said:<{name}}{_GAP}{row[0]:>{shape}}{_GAP}"
+        text = row[1]
+        if site is not None and site.reason is not None:
+            fits = len(start) + len(text) <= WIDTH
+            lines += [start + text] if fits else [start.rstrip(), *_wrapped(text, "    ")]
+            continue
+        cells = [f"{row[2]:>{bits}}", *([f"{row[3]:>{noise}}"] if measured else []), row[4]]
+        beside = text if len(text) <= held else ""
+        lines.append(f"{start}{beside:<{held}}{_GAP}{_GAP.join(cells)}".rstrip())
+        lines += [] if beside else _wrapped(text, "    ")
+    return lines
+
+
+def _held(site: SiteAccount) -> str:
+    if site.reason is not None:
+        return f"left: {site.reason}"
+    if site.weights is None:
+        return f"both sides {site.activations}"
+    return str(site.weights) if site.activations is None else f"{site.weights} / {site.activations}"
+
+
+def _decibels(site: SiteAccount) -> str:
+    if site.reason is not None or site.error is None:
+        return ""
+    return "exact" if site.sqnr_db is None else f"{site.sqnr_db:.1f}"
 
 
 def _wrapped(text: str, indent: str = "") -> list[str]:

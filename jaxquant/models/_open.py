@@ -22,7 +22,7 @@ from ..checkpoint import (
     Tokenizer,
 )
 from ..checkpoint._manifest import NAME as MANIFEST
-from ..intercept import Plan, prepare, wrap
+from ..intercept import Account, Plan, prepare, wrap
 from ._inventory import checkpoint_inventory, gguf_inventory, huggingface_inventory, Inventory
 from ._llama import Llama
 from ._llama_config import LlamaConfig
@@ -125,11 +125,12 @@ def save_model(
     qvariables: nnx.State,
     plan: Plan,
     *,
+    account: Account | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Writes a quantized model to the folder `path`, with what `open_model` needs to read it again.
 
-    The tokenizer goes along if the model has one that can be read.
+    The tokenizer goes along if the model has one that can be read, and the errors of `account`.
 
     **Raises:** `CheckpointError` if it cannot be written.
     """
@@ -143,6 +144,7 @@ def save_model(
         path,
         qvariables,
         plan,
+        account=account,
         extra_files=_tokenizer_files(opened),
         metadata=metadata,
         progress=progress,

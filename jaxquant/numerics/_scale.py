@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ._cast import decode, encode
 from ._format import Format
@@ -39,8 +39,25 @@ def peak(x: Float[Array, "..."], axis: int | tuple[int, ...]) -> Float[Array, ".
     XLA's CPU compiler may hand a maximum of floats to a library that drops NaN, and a row with NaN
     would come out of a quantized product finite: hence the second look.
     """
-    highest = jnp.abs(x.astype(jnp.float32)).max(axis=axis, keepdims=True)
-    return jnp.where(jnp.isnan(x).any(axis=axis, keepdims=True), jnp.nan, highest)
+    x = x.astype(jnp.float32)
+    # Both ends as they are: for magnitudes the CPU compiler would write an array of them first.
+    highest = jnp.maximum(x.max(axis=axis, keepdims=True), -x.min(axis=axis, keepdims=True))
+    return jnp.where(any_nan(x, axis), jnp.nan, highest)
+
+
+def any_nan(x: Float[Array, "..."], axis: int | tuple[int, ...]) -> Bool[Array, "..."]:
+    """Whether there is NaN along `axis`, which is kept with length 1.
+
+    In steps of up to 32, since XLA's CPU compiler writes the flags of longer ones before it
+    gathers them.
+    """
+    axes = {a % x.ndim for a in (axis if isinstance(axis, tuple) else (axis,))}
+    flags = jnp.isnan(x)
+    for a in sorted(axes):
+        step = math.gcd(x.shape[a], 32)
+        shape = (*flags.shape[:a], flags.shape[a] // step, step, *flags.shape[a + 1 :])
+        flags = flags.reshape(shape).any(axis=a + 1)
+    return flags.any(axis=tuple(axes), keepdims=True)
 
 
 def symmetric_scale(
@@ -209,7 +226,7 @@ def _mean(x: Float[Array, "..."], axis: tuple[int, ...]) -> Float[Array, "..."]:
 def _with_nan(
     value: Float[Array, "..."], x: Float[Array, "..."], axis: tuple[int, ...]
 ) -> Float[Array, "..."]:
-    return jnp.where(jnp.isnan(peak(x, axis)), jnp.nan, value)
+    return jnp.where(any_nan(x, axis), jnp.nan, value)
 
 
 def _over(x: Float[Array, "..."], divisor: float) -> Float[Array, "..."]:

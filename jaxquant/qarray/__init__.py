@@ -1,6 +1,7 @@
 """How an array is held in few bits: schemes, QArrays, and the ways to make and take them apart."""
 
 from . import schemes as schemes
+from ._error import weight_error as weight_error, WeightError as WeightError
 from ._layout import CANONICAL as CANONICAL, Layout as Layout
 from ._qarray import (
     bytes_held as bytes_held,

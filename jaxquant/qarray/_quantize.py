@@ -92,9 +92,7 @@ def _wanted_scale(
     if any(after for _, after in short):
         # A tile's statistics are those of its own values: it is filled up with one of them.
         return _ragged_scale(values, scheme, tile, counts)
-    split = [part for c, t in zip(counts, tile, strict=True) for part in (c, t)]
-    within = tuple(range(1, 2 * values.ndim, 2))
-    tiles = values.reshape(split)
+    tiles, within = _split(values, tile)
     # Among scales that are themselves held as codes, that of a tile of zeros is chosen later.
     empty = 0.0 if isinstance(scheme.scale, Scheme) else 1.0
     if scheme.zero_point is None:
@@ -102,6 +100,24 @@ def _wanted_scale(
         return scale.reshape(counts), None
     scale, low = asymmetric_scale(tiles, within, scheme.range, scheme.values, empty)
     return scale.reshape(counts), low.reshape(counts)
+
+
+def _split(
+    x: Float[Array, "..."], tile: tuple[int, ...]
+) -> tuple[Float[Array, "..."], tuple[int, ...]]:
+    """`x` with axes of its own for what lies within a tile, and which they are.
+
+    Only axes that tiles cut are split: where axes of length 1 were made, XLA's CPU compiler copies
+    the array.
+    """
+    shape: list[int] = []
+    within: list[int] = []
+    for n, t in zip(x.shape, tile, strict=True):
+        shape += [n // t] if 1 < t < n else []
+        if t > 1:
+            within.append(len(shape))
+        shape.append(n if t == 1 else t)
+    return x.reshape(shape), tuple(within)
 
 
 def _ragged_scale(

@@ -8,6 +8,7 @@ from exact import Applied, inputs, W8A16, weight
 
 import jaxquant as jq
 from jaxquant.algorithms import nearest
+from jaxquant.qarray import weight_error
 
 K = 8
 
@@ -42,9 +43,9 @@ def test_values_on_the_grid_stay():
 def test_stacked_weights_round_as_each_slice_does():
     w = jax.random.normal(jax.random.key(0), (3, K, K))
     scheme = W8A16.rules[0].weights
-    whole = nearest(w, scheme, (1, K, 1))
+    whole = nearest(w, scheme, contracted=(1,), stack=(0,))
     for i in range(3):
-        part = nearest(w[i], scheme, (K, 1))
+        part = nearest(w[i], scheme, contracted=(0,))
         np.testing.assert_array_equal(whole[i].codes, part.codes)
         np.testing.assert_array_equal(whole[i].scale, part.scale)
 
@@ -101,3 +102,45 @@ def test_lazy_leaves_are_read_once_and_one_at_a_time():
     np.testing.assert_array_equal(
         qvariables["params"]["w"].codes, jq.quantize(variables, plan)["params"]["w"].codes
     )
+
+
+def test_an_account_measures_what_was_made():
+    w = jax.random.normal(jax.random.key(0), (K, K))
+    variables, plan = _setting(w)
+    qvariables, account = jq.quantize(variables, plan, account=True)
+    q = qvariables["params"]["w"]
+    assert account.plan == plan and account.errors == (("w", weight_error(w, q)),)
+    plain = jq.quantize(variables, plan)
+    jax.tree.map(np.testing.assert_array_equal, qvariables, plain)
+
+
+@pytest.mark.parametrize("size", [1e30, 1e-30])
+@pytest.mark.parametrize("account", [False, True])
+def test_squares_past_the_ends_of_float32_are_no_reason_to_refuse(size, account):
+    variables, plan = _setting(weight(K, K) * size)
+    made = jq.quantize(variables, plan, account=account)
+    q = (made[0] if account else made)["params"]["w"]
+    np.testing.assert_allclose(jq.dequantize(q), weight(K, K) * size, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_an_account_of_what_is_not_finite_is_refused(bad):
+    _, plan = _setting()
+    with pytest.raises(ValueError, match="w holds NaN or infinity"):
+        jq.quantize({"params": {"w": weight(K, K).at[3, 2].set(bad)}}, plan, account=True)
+
+
+@pytest.mark.parametrize("values", [jq.INT8, jq.INT4, jq.E4M3])
+def test_the_loop_gives_the_codes_of_nearest(values):
+    w = jax.random.normal(jax.random.key(0), (K, K))
+    scheme = jq.Scheme(values=values, tile=jq.Tile(contracted=4))
+    recipe = jq.Recipe(name="any", rules=(jq.Rule(match="*", weights=scheme),))
+    model = Applied(jnp.matmul, (K, K))
+    variables = {"params": {"w": w}}
+    plan = jq.plan(model, variables, inputs(4, K), recipe=recipe)
+    q = jq.quantize(variables, plan)["params"]["w"]
+    expected = nearest(w, scheme, contracted=(0,))
+    assert (q.codes.dtype, q.codes.committed) == (values.storage, False)
+    assert q.codes.dtype == expected.codes.dtype
+    np.testing.assert_array_equal(q.codes, expected.codes)
+    np.testing.assert_array_equal(q.scale, expected.scale)

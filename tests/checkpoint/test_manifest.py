@@ -7,9 +7,19 @@ import json
 import msgspec
 import numpy as np
 import pytest
-from quantized_trees import linen_tree
+from quantized_trees import linen_tree, nnx_tree
 
-from jaxquant.checkpoint import _manifest, CheckpointError, Manifest, read_manifest
+from jaxquant.checkpoint import (
+    _manifest,
+    CheckpointError,
+    Manifest,
+    read_account,
+    read_manifest,
+    save,
+)
+from jaxquant.intercept import Account
+from jaxquant.intercept._variables import parameters, unstamped
+from jaxquant.qarray import WeightError
 
 
 def manifest(**changes) -> Manifest:
@@ -115,6 +125,31 @@ def test_a_plan_of_version_1_gets_the_roles_of_its_axes_from_its_sites():
         del leaf["contracted"], leaf["stack"]
         leaf["tile"] = [1, 1]
     assert _manifest.plan_from_dict(data, "m").leaves == plan.leaves
+
+
+@pytest.mark.parametrize("make", [linen_tree, nnx_tree])
+def test_an_account_comes_back_with_the_errors_that_were_measured(make, tmp_path):
+    tree, plan = make()
+    known = [leaf.path for leaf in plan.leaves]
+    errors = tuple(
+        (path, WeightError(relative=0.1 / (i + 3), largest=float(i)))
+        for i, path in enumerate(known)
+    )
+    account = Account(plan=plan, errors=errors[1:])
+    save(tmp_path, tree, plan, account=account)
+    back = read_account(tmp_path)
+    assert back.errors == errors[1:] and back.plan == plan
+    assert back.parameters == sum(x.size for x in parameters(unstamped(tree)[0]).values())
+    save(tmp_path, tree, plan)
+    assert read_account(tmp_path).errors == ()
+
+
+def test_an_account_of_another_plan_is_refused(tmp_path):
+    tree, plan = linen_tree()
+    other = Account(plan=dataclasses.replace(plan, leaves=plan.leaves[1:]))
+    with pytest.raises(ValueError, match=f"account is of the plan {other.plan.fingerprint}, not"):
+        save(tmp_path / "q", tree, plan, account=other)
+    assert not (tmp_path / "q").exists()
 
 
 def test_a_plan_that_cannot_be_read_says_where():

@@ -20,7 +20,8 @@ def inspected(jaxquant, path, tmp_path) -> dict:
     assert max(len(line.rstrip()) for line in ran.out.splitlines()[1:-2]) <= 100
     result = json.loads((tmp_path / "i.json").read_text())
     tensors = result["tensors"]
-    assert set(tensors[0]) == {"path", "shape", "scheme", "bits_per_value", "bytes"}
+    fixed = {"path", "shape", "scheme", "bits_per_value", "bytes"}
+    assert set(tensors[0]) == fixed | {"rule", "reason", "sqnr_db"}
     assert result["bytes"] == sum(tensor["bytes"] for tensor in tensors)
     assert result["parameters"] == sum(int(np.prod(tensor["shape"])) for tensor in tensors)
     assert result["bits_per_weight"] == 8 * result["bytes"] / result["parameters"]
@@ -41,6 +42,25 @@ def test_a_folder_of_ours_is_what_is_loaded_from_it(jaxquant, model, tmp_path, r
     expected = {"w8a16": ("int8 channel", 8 + 32 / 64), "w4a16_g64_e8": ("int4 g64", 4.25)}
     query = by_path["layers/0/attention/q/kernel"]
     assert (query["scheme"], query["bits_per_value"]) == expected[recipe]
+
+
+def test_a_folder_of_ours_tells_noise_rules_and_reasons(jaxquant, model, tmp_path):
+    out, file = tmp_path / "q", tmp_path / "q.json"
+    made = jaxquant("quantize", model, out, "--recipe", "w8a16", "--json", file)
+    result = inspected(jaxquant, out, tmp_path)
+    by_path = {tensor["path"]: tensor for tensor in result["tensors"]}
+    for site in json.loads(file.read_text())["sites"]:
+        tensor = by_path[site["path"]]
+        assert (tensor["rule"], tensor["reason"]) == (site["rule"], site["reason"])
+        assert tensor["sqnr_db"] == site["sqnr_db"]
+        assert tensor["bits_per_value"] == site["bits_per_value"]
+    assert by_path["layers/0/mlp/up/kernel"]["sqnr_db"] > 35
+    assert by_path["embed/embedding"]["reason"].startswith("left by the rule")
+    assert by_path["norm/scale"]["reason"].startswith("no site; read by")
+    # The same table, with the errors that were measured when it was made.
+    said = jaxquant("inspect", out).out
+    table = [line for line in made.out.splitlines() if "kernel#dot" in line]
+    assert table and "SQNR dB" in made.out and all(line in said for line in table)
 
 
 def test_a_gguf_file_is_what_it_stores(jaxquant, tmp_path):

@@ -44,11 +44,28 @@ def test_json_has_every_site_and_what_inspect_says(jaxquant, model, tmp_path):
     assert len(sites) == 7 * tiny_llama.LAYERS + 2
     left = sites["embed/embedding#dot"]
     assert left["algorithm"] is left["scheme"] is None and "*embed*" in left["reason"]
+    assert left["sqnr_db"] is None and left["rule"] == "*embed*"
     site = sites["layers/0/mlp/down/kernel#dot"]
     assert (site["algorithm"], site["scheme"]) == ("nearest", "int8 channel")
     assert site["activations"] == "int8 channel"
+    assert (site["reason"], site["rule"]) == (None, "*")
+    assert site["sqnr_db"] == site["errors"]["snr_db"]
     # The best int8 can do on normal numbers with one scale for 128 of them.
     assert 35 < site["errors"]["snr_db"] < 50
+
+
+def test_the_table_tells_every_site_within_100_columns(jaxquant, model, tmp_path):
+    ran = jaxquant("quantize", model, tmp_path / "q", "--recipe", "w8a8")
+    *table, _, summary = ran.out.splitlines()
+    assert max(map(len, table)) <= 100
+    rows = [line.split() for line in table if "kernel#dot" in line]
+    assert len(rows) == 7 * tiny_llama.LAYERS
+    for row in rows:
+        # Site, shape, two schemes, bits, noise, rule.
+        assert row[2:7] == ["int8", "channel", "/", "int8", "channel"] and row[9] == "*"
+        assert 8 < float(row[7]) < 9 and 35 < float(row[8]) < 50
+    assert "norm/scale: no site; read by" in ran.out
+    assert "most noise in layers/" in summary
 
 
 def test_a_folder_of_ours_is_replaced(jaxquant, model, quantized):

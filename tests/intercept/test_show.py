@@ -7,6 +7,9 @@ from flax import linen as nn
 from linen_models import CASES
 
 import jaxquant as jq
+from jaxquant.intercept import SiteAccount
+from jaxquant.intercept._show import site_lines
+from jaxquant.qarray import WeightError
 
 
 class Deep(nn.Module):
@@ -50,4 +53,49 @@ def test_long_paths_keep_their_ends_and_reasons_are_told_in_full():
 
 
 def test_totals_come_last():
-    assert str(_deep_plan()).splitlines()[-1] == ("2 sites, 1 parameters quantized, 544 B -> 384 B")
+    assert str(_deep_plan()).splitlines()[-1] == (
+        "1 sites quantized, 1 left; 136 parameters, 544 B -> 384 B, 22.588 bits a weight"
+    )
+
+
+def test_an_account_fits_too_and_tells_bits_noise_and_rules():
+    names = {"short": 3, "a_module_whose_name_is_longer_than_any_column_can_be_made": 2}
+    sites = tuple(
+        SiteAccount(
+            site=f"{name}/{i}/kernel#dot",
+            path=f"{name}/{i}/kernel",
+            shape=(24, 1024, 14336, 3, 3),
+            weights=jq.Scheme(values=jq.E4M3, tile=jq.Tile(contracted=128, kept=128)),
+            activations=jq.Scheme(values=jq.E4M3, tile=jq.Tile(contracted=128)),
+            bits_per_value=8.25 + i,
+            rule="a_module*or_another_pattern_of_many_letters/*",
+            reason=None if i else "left by a rule",
+            error=WeightError(relative=0.1**i, largest=1.0),
+        )
+        for name, count in names.items()
+        for i in range(count)
+    )
+    lines = site_lines(sites, measured=True)
+    assert max(map(len, lines)) <= 100
+    assert lines[0].split() == ["site", "shape", "scheme", "bits", "SQNR", "dB", "rule"]
+    assert [line.split()[2:4] for line in lines if "9.250" in line] == 2 * [["9.250", "20.0"]]
+    text = " ".join(" ".join(lines).split())
+    assert text.count("left: left by a rule") == 2
+    assert text.count("e4m3 128x128 / e4m3 g128") == 3
+
+
+def test_a_weight_without_noise_is_exact():
+    site = SiteAccount(
+        site="w#dot",
+        path="w",
+        shape=(8, 8),
+        weights=W8,
+        activations=None,
+        bits_per_value=12.0,
+        rule="*",
+        reason=None,
+        error=WeightError(relative=0.0, largest=0.0),
+    )
+    assert site_lines((site,), measured=True)[1].split() == [
+        *["w#dot", "8x8", "int8", "channel", "12.000", "exact", "*"]
+    ]

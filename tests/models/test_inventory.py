@@ -50,9 +50,11 @@ def test_trees_and_checkpoints_take_what_the_plan_says(tmp_path, name):
     opened = open_model(tiny_llama.write_folder(tmp_path / "model"))
     tokens = np.zeros((1, 4), np.int32)
     plan = make_plan(opened.model, nnx.state(opened.model), tokens, recipe=recipes.NAMED[name])
-    qvariables = quantize(opened.variables, plan)
-    save(tmp_path / "q", qvariables, plan)
-    in_memory, on_disk = variables_inventory(qvariables), checkpoint_inventory(tmp_path / "q")
+    qvariables, account = quantize(opened.variables, plan, account=True)
+    save(tmp_path / "q", qvariables, plan, account=account)
+    in_memory = variables_inventory(qvariables, account)
+    on_disk = checkpoint_inventory(tmp_path / "q")
+    assert all((t.sqnr_db is None) == (t.path not in account.by_path) for t in on_disk.tensors)
     assert in_memory.bytes == plan.bytes_after
     assert sorted(in_memory.tensors, key=repr) == sorted(on_disk.tensors, key=repr)
 
