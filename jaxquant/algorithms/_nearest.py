@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import zlib
 from collections.abc import Callable
 from typing import Any, Literal, overload
 
@@ -38,10 +39,11 @@ def _bytewise(
     *,
     contracted: tuple[int, ...],
     stack: tuple[int, ...],
+    key: Any,
     measured: bool,
 ) -> tuple[QArray, Any]:
     """`nearest` with a byte a code, and the sums of its error, or else of the squares of `w`."""
-    q = quantize_array(w, scheme, contracted=contracted, stack=stack)
+    q = quantize_array(w, scheme, contracted=contracted, stack=stack, key=key)
     sums = error_sums(w, q) if measured else square_sum(w.astype(jnp.float32))
     return dataclasses.replace(q, codes=as_bytes(q.codes)), sums
 
@@ -56,6 +58,7 @@ def quantize(
     variables: Any,
     plan: Plan,
     *,
+    key: Any = None,
     account: Literal[False] = False,
     progress: Callable[[str], None] | None = None,
 ) -> Any: ...
@@ -64,6 +67,7 @@ def quantize(
     variables: Any,
     plan: Plan,
     *,
+    key: Any = None,
     account: Literal[True],
     progress: Callable[[str], None] | None = None,
 ) -> tuple[Any, Account]: ...
@@ -71,6 +75,7 @@ def quantize(
     variables: Any,
     plan: Plan,
     *,
+    key: Any = None,
     account: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Any:
@@ -79,7 +84,9 @@ def quantize(
     Leaves may be anything that `numpy.asarray` reads, such as lazily loaded arrays: one is in
     memory at a time. Sharded leaves stay sharded: codes as the weight, scales as their tiles
     allow. With `account` the error of each weight is measured as its codes are made, and the
-    result is the tree and an `Account`. `progress` is called with each path that is done.
+    result is the tree and an `Account`. With a `key` (of `jax.random`) codes are rounded at random,
+    each weight by a key of its own, made from its path. `progress` is called with each path that is
+    done.
 
     **Raises:** `ValueError` if a parameter is missing, has another shape than planned, or is not
     finite.
@@ -102,7 +109,8 @@ def quantize(
         planned = None if path is None else plan.by_path.get(path)
         if planned is None:
             return leaf if isinstance(leaf, jax.Array) else _loaded(leaf)
-        q, error = _leaf(leaf, planned, account)
+        own = None if key is None else jax.random.fold_in(key, zlib.crc32(planned.path.encode()))
+        q, error = _leaf(leaf, planned, own, account)
         if error is not None:
             errors[planned.path] = error
         if progress is not None:
@@ -116,7 +124,9 @@ def quantize(
     return tree, Account(plan=plan, errors=ordered)
 
 
-def _leaf(leaf: Any, planned: LeafPlan, measured: bool) -> tuple[QArray, WeightError | None]:
+def _leaf(
+    leaf: Any, planned: LeafPlan, key: Any, measured: bool
+) -> tuple[QArray, WeightError | None]:
     """One parameter, quantized and in place, and its error if it is to be measured."""
     if tuple(leaf.shape) != planned.shape:
         raise ValueError(
@@ -132,6 +142,7 @@ def _leaf(leaf: Any, planned: LeafPlan, measured: bool) -> tuple[QArray, WeightE
             planned.scheme,
             contracted=planned.contracted,
             stack=planned.stack,
+            key=key,
             measured=measured,
         )
     squares = sums.signal if measured else sums

@@ -18,8 +18,9 @@ _LONGEST_TREE = 16
 def encode(x: Float[Array, "*dims"], format: Format, key: Any = None) -> Shaped[Array, "*dims"]:
     """The codes of `format` nearest to `x`; values past an end go to that end.
 
-    Ties go to the even number, in tables to the lower value. With a `key` (of `jax.random`) rounding
-    is stochastic: up with the probability that makes the expectation `x`, to within 2^-23 of a gap.
+    Ties go to the even number, in tables to the lower value. With a `key` (of `jax.random`)
+    rounding is stochastic: up with the probability that makes the expectation `x`, to within 2^-23
+    of a gap.
 
     NaN has no integer code and no place in a weight: callers check for it where data comes in
     (`jaxquant.quantize` names the leaf). Here NaN stays NaN in a format that has one, and becomes

@@ -149,6 +149,7 @@ def _with_codes(
 ) -> QArray:
     """`q` with the codes of `values`, for the given scales."""
     scheme = q.scheme
+    scale = jnp.where(scale == 0, 1.0, scale)  # of zeros, or held as 0
     shifted = values * spread(1.0 / scale, tile, values.shape)
     if low is None:
         codes = encode(shifted, scheme.values, key)
@@ -179,14 +180,17 @@ def _holdable(wanted: Float[Array, "..."], scheme: Scheme, stack: tuple[int, ...
     """Scales as `scheme` can hold them beside each other: finite, and none of them 0.
 
     A scale that is rounded to 0 would lose its tile; that of the smallest code keeps what can be
-    kept of it. Tiles of zeros, for which any scale will do, take the largest of their tensor, so as
-    to change nothing for the others.
+    kept of it. Tiles of zeros, for which any scale will do, take the largest of their tensor, and
+    so change nothing for the others; but where the mean is taken off they count as 0 in it, as
+    they do in bitsandbytes.
     """
     axes = tuple(a for a in range(wanted.ndim) if a not in stack)
     size = jnp.minimum(jnp.abs(wanted), 1 / TINY)
+    if scheme.centered:
+        return jnp.where(wanted < 0, -size, size)
     highest = peak(size, axes)
     size = jnp.where(size == 0, jnp.where(highest == 0, 1.0, highest), size)
-    if scheme.values.mantissa is not None and not scheme.centered:
+    if scheme.values.mantissa is not None:
         least = 2.0 ** (scheme.values.least_exponent - scheme.values.mantissa)
         size = jnp.maximum(size, highest * np.float32(least / scheme.values.highest))
     return jnp.where(wanted < 0, -size, size)
