@@ -196,7 +196,7 @@ def _of_unit(
     axis: tuple[int, ...],
     statistic: Callable[[Float[Array, "..."]], Float[Array, "..."]],
 ) -> Float[Array, "..."]:
-    """A statistic that grows as `x` does, of `x` over its peak: sums neither overflow nor vanish."""
+    """A statistic that grows as `x` does, taken of `x` over its peak, so that no sum overflows."""
     unit = jnp.clip(peak(x, axis), TINY, 1 / TINY)
     return unit * statistic(x * (1 / unit))
 

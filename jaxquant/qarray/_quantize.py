@@ -163,8 +163,8 @@ def _holdable(wanted: Float[Array, "..."], scheme: Scheme, stack: tuple[int, ...
     """Scales as `scheme` can hold them beside each other: finite, and none of them 0.
 
     A scale that is rounded to 0 would lose its tile; that of the smallest code keeps what can be
-    kept of it. Tiles of zeros, for which any scale will do, take the largest of their tensor, and so
-    change nothing for the others.
+    kept of it. Tiles of zeros, for which any scale will do, take the largest of their tensor, and
+    so change nothing for the others.
     """
     axes = tuple(a for a in range(wanted.ndim) if a not in stack)
     size = jnp.minimum(jnp.abs(wanted), 1 / TINY)
