@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from code_values import every_value, values_of
 from quantized import (
+    around,
     centered,
+    in_codes,
+    nested,
     normal,
     over_codes,
     same_bits,
@@ -25,7 +28,6 @@ from jaxquant.numerics import (
     Convention,
     Fixed,
     FLOAT32,
-    Format,
     MinMax,
     RootMeanSquare,
     SharedExponent,
@@ -45,11 +47,6 @@ def schemes_that(holds) -> pytest.MarkDecorator:
     """The schemes with a property."""
     found = {name: scheme for name, scheme in SCHEMES.items() if holds(scheme)}
     return pytest.mark.parametrize("scheme", found.values(), ids=found)
-
-
-def nested(scheme: Scheme) -> bool:
-    """Whether scales are themselves held as codes."""
-    return isinstance(scheme.scale, Scheme)
 
 
 every_scheme = schemes_that(lambda scheme: True)
@@ -77,32 +74,13 @@ def _weight(dtype: jnp.dtype = jnp.float32, seed: int = 0) -> jax.Array:
     return jnp.asarray(w).astype(dtype)
 
 
-def _in_codes(x: np.ndarray, q) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """In units of a code: what was to be rounded, what was chosen, and the zero points.
-
-    A scale that was rounded to 0 makes all of its tile 0, whatever the codes are; left out here.
-    """
-    scale = over_codes(q, scales(q))
-    zero = np.zeros(x.shape) if q.zero_point is None else over_codes(q, np.asarray(q.zero_point))
-    wanted = np.divide(x, scale, out=np.zeros(x.shape), where=scale != 0) + zero
-    chosen = np.where(scale == 0, zero, values_of(q.codes, q.scheme.values))
-    return wanted, chosen, zero.astype(np.float64)
-
-
-def _around(wanted: np.ndarray, format: Format) -> tuple[np.ndarray, np.ndarray]:
-    """The two values of a format next to what is wanted, or the last two at an end."""
-    found = every_value(format)
-    right = np.clip(np.searchsorted(found, wanted), 1, len(found) - 1)
-    return found[right - 1], found[right]
-
-
 @every_dtype
 @schemes_that(lambda scheme: not scheme.codes_first)
 def test_no_other_code_is_nearer(scheme: Scheme, dtype: jnp.dtype):
     x = np.asarray(_weight(dtype)).astype(np.float64)
     q = quantize(scheme)(_weight(dtype))
-    wanted, chosen, zero = _in_codes(x, q)
-    low, high = _around(wanted, scheme.values)
+    wanted, chosen, zero = in_codes(x, q)
+    low, high = around(wanted, scheme.values)
     nearest = np.minimum(np.abs(low - wanted), np.abs(high - wanted))
     slack = SLACK * (np.abs(wanted) + np.abs(zero))
     assert (np.abs(chosen - wanted) <= nearest + slack).all()
@@ -137,9 +115,9 @@ def test_no_value_moves_by_more_than_half_a_gap_of_its_tile(scheme: Scheme, dtyp
     """... except for what its range clips."""
     x = np.asarray(_weight(dtype)).astype(np.float64)
     q = quantize(scheme)(_weight(dtype))
-    wanted, chosen, zero = _in_codes(x, q)
+    wanted, chosen, zero = in_codes(x, q)
     inside = np.clip(wanted, scheme.values.lowest, scheme.values.highest)
-    low, high = _around(inside, scheme.values)
+    low, high = around(inside, scheme.values)
     slack = SLACK * (np.abs(wanted) + np.abs(zero) + 1)
     assert (np.abs(chosen - inside) <= (high - low) / 2 + slack).all()
     if not nested(scheme):
@@ -266,7 +244,7 @@ def test_numbers_of_any_size_give_finite_codes_and_scales(scheme: Scheme, kind: 
 
 
 def _any_size(scheme: Scheme) -> bool:
-    """Scales of float16 end at 6e-5 and 65504; powers of two are met by chance; others are fixed."""
+    """Not scales of float16, which end at 6e-5 and 65504, powers of two, nor fixed ones."""
     if isinstance(scheme.range, Fixed):
         return False
     return nested(scheme) or scheme.scale.name in ("FLOAT32", "BFLOAT16")
@@ -305,7 +283,10 @@ def test_nan_stays_in_its_tile(scheme: Scheme):
     if nested(scheme):
         # Scales that share a scale, or a mean, are lost together.
         shared = q.scale.shape if scheme.scale.centered else q.scale.tile
-        at = [slice(i // t * t, i // t * t + t) for i, t in zip(np.argwhere(tiles)[0], shared)]
+        at = [
+            slice(i // t * t, i // t * t + t)
+            for i, t in zip(np.argwhere(tiles)[0], shared, strict=True)
+        ]
         tiles[tuple(at)] = True
     np.testing.assert_array_equal(lost, over_codes(q, tiles))
 

@@ -183,6 +183,15 @@ def test_donating_one_frees_its_buffers():
     np.testing.assert_array_equal(values(after), expected)
 
 
+def test_a_centered_array_is_dequantized_to_the_same_bits_under_jit():
+    """A product and a sum may be fused to one operation, which is rounded once."""
+    scheme = dataclasses.replace(SCHEMES["int8 middle g32"], centered=True)
+    q = codes_of(scheme, 256, 128)
+    assert q.offset.shape == (1, 1)
+    expected = values(q).astype(np.float32)
+    assert same_bits(dequantize(q), expected) and same_bits(jax.jit(dequantize)(q), expected)
+
+
 def test_one_function_compiles_once_for_each_layout():
     traces = []
 

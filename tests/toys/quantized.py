@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from code_values import unpacked, values_of
+from code_values import every_value, unpacked, values_of
 from jaxtyping import Array, Float
 
 from jaxquant.numerics import (
@@ -93,9 +93,14 @@ SCHEMES: dict[str, Scheme] = {
 }
 
 
+def nested(scheme: Scheme) -> bool:
+    """Whether scales are themselves held as codes."""
+    return isinstance(scheme.scale, Scheme)
+
+
 def centered(scheme: Scheme) -> bool:
     """Whether anything is added to what codes stand for, of values or of scales."""
-    return scheme.centered or isinstance(scheme.scale, Scheme) and centered(scheme.scale)
+    return scheme.centered or nested(scheme) and centered(scheme.scale)
 
 
 def layouts(scheme: Scheme, last: int, first: int) -> list[Layout]:
@@ -180,6 +185,25 @@ def over_codes(q: QArray, part: np.ndarray) -> np.ndarray:
         assert axis - len(shape) in short or n == tile * tiles, (axis, n, tiles)
         part = np.repeat(part, tile, axis=axis).take(range(n), axis=axis)
     return part
+
+
+def in_codes(x: np.ndarray, q: QArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """In units of a code: what was to be rounded, what was chosen, and the zero points.
+
+    A scale that was rounded to 0 makes all of its tile 0, whatever the codes are; left out here.
+    """
+    scale = over_codes(q, scales(q))
+    zero = np.zeros(x.shape) if q.zero_point is None else over_codes(q, np.asarray(q.zero_point))
+    wanted = np.divide(x, scale, out=np.zeros(x.shape), where=scale != 0) + zero
+    chosen = np.where(scale == 0, zero, values_of(q.codes, q.scheme.values))
+    return wanted, chosen, zero.astype(np.float64)
+
+
+def around(wanted: np.ndarray, format: Format) -> tuple[np.ndarray, np.ndarray]:
+    """The two values of a format next to what is wanted, or the last two at an end."""
+    found = every_value(format)
+    right = np.clip(np.searchsorted(found, wanted), 1, len(found) - 1)
+    return found[right - 1], found[right]
 
 
 def same_bits(a: object, b: object) -> bool:

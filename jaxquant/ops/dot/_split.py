@@ -145,9 +145,11 @@ def group_sums(
         return summed, [at[a] for a in (*call.batch[which], *(axes[i] for i in grouped))]
 
     (left, left_batch), (right, right_batch) = axes_of(0), axes_of(1)
+    factors = tuple(side.factors for side in sides)
+    if _fails_on_cpu(call, factors, left, (left_batch, right_batch)):
+        factors = tuple(x.astype(jnp.float32) for x in factors)
     sums = lax.dot_general(
-        sides[0].factors,
-        sides[1].factors,
+        *factors,
         ((left, right), (left_batch, right_batch)),
         precision=call.precision,
         preferred_element_type=sum_dtype,
@@ -162,6 +164,24 @@ def group_sums(
         order += [at + stored.index(a) for a in free]
         at += len(free)
     return sums if order == list(range(len(order))) else sums.transpose(order)
+
+
+def _fails_on_cpu(
+    call: DotCall,
+    factors: tuple[Array, ...],
+    summed: list[int],
+    batch: tuple[list[int], list[int]],
+) -> bool:
+    """Whether XLA's CPU compiler may lack this product, which it then has in float32.
+
+    With jax 0.10.2 that is one of bfloat16, on the left stored as (batch, contracted, free), and
+    with batch axes that are not first on the right: "Unsupported element type for DotThunk".
+    """
+    if call.platform != "cpu" or not batch[0] or factors[0].dtype != jnp.bfloat16:
+        return False
+    first = list(range(len(batch[0])))
+    after = list(range(len(first), len(first) + len(summed)))
+    return (sorted(batch[0]), sorted(summed)) == (first, after) and sorted(batch[1]) != first
 
 
 def broadcast_scale(
