@@ -23,3 +23,4 @@ from ._tokenizer import (
     tokenizer_from_gguf as tokenizer_from_gguf,
     tokenizer_from_huggingface as tokenizer_from_huggingface,
 )
+from ._torch_file import open_torch as open_torch, TorchFile as TorchFile
