@@ -11,6 +11,7 @@ from ._huggingface import (
     fetch_huggingface as fetch_huggingface,
     HuggingFaceFolder as HuggingFaceFolder,
     open_huggingface as open_huggingface,
+    read_json as read_json,
 )
 from ._lazy import LazyArray as LazyArray, materialize as materialize
 from ._manifest import (
@@ -23,3 +24,4 @@ from ._tokenizer import (
     tokenizer_from_gguf as tokenizer_from_gguf,
     tokenizer_from_huggingface as tokenizer_from_huggingface,
 )
+from ._torch_file import open_torch as open_torch, TorchFile as TorchFile

@@ -1,6 +1,25 @@
-"""Reference models in Flax NNX, and how their weights are read from foreign files."""
+"""Reference models in Flax, and how their weights are read from foreign files."""
 
+from ._bert import (
+    Bert as Bert,
+    BertConfig as BertConfig,
+    load_bert as load_bert,
+    LoadedBert as LoadedBert,
+)
+from ._efficientnet import (
+    EfficientNetLite0 as EfficientNetLite0,
+    fold_batch_norm as fold_batch_norm,
+    load_efficientnet_lite0 as load_efficientnet_lite0,
+    LoadedEfficientNet as LoadedEfficientNet,
+    normalize_pixels as normalize_pixels,
+)
 from ._generate import generate as generate
+from ._gpt2 import (
+    GPT2 as GPT2,
+    GPT2Config as GPT2Config,
+    load_gpt2 as load_gpt2,
+    LoadedGPT2 as LoadedGPT2,
+)
 from ._inventory import (
     Inventory as Inventory,
     TensorSize as TensorSize,
@@ -16,4 +35,9 @@ from ._open import (
     read_inventory as read_inventory,
     save_model as save_model,
 )
-from ._smollm2 import find_smollm2 as find_smollm2
+from ._packages import (
+    find_efficientnet_lite0 as find_efficientnet_lite0,
+    find_microformer as find_microformer,
+    find_minilm as find_minilm,
+    find_smollm2 as find_smollm2,
+)

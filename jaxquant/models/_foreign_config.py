@@ -8,6 +8,7 @@ from typing import Any
 
 from ..checkpoint import CheckpointError, GGUFFile, HuggingFaceFolder
 from ._llama_config import llama3_factors, LlamaConfig
+from ._settings import Settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ def config_from_gguf(file: GGUFFile) -> LlamaConfig:
       CheckpointError: the architecture is unknown, a key is missing or of the wrong kind, or the
         model has parts that are not implemented here.
     """
-    settings = _Settings(file.metadata, str(file.path))
+    settings = Settings(file.metadata, str(file.path))
     name = settings.get("general.architecture", str)
     if name not in GGUF_ARCHITECTURES:
         raise _unknown_architecture(str(file.path), name, GGUF_ARCHITECTURES)
@@ -52,7 +53,7 @@ def config_from_gguf(file: GGUFFile) -> LlamaConfig:
     if settings.get(f"{name}.attention.value_length", int, head_dim) != head_dim:
         raise settings.refuse(f"{name}.attention.value_length", f"{head_dim}, the key's size")
     _check_heads(settings, file, "blk.0.attn_q.weight", heads=heads, head_dim=head_dim)
-    layers = _checked_layers(settings, file, f"{name}.block_count")
+    layers = settings.layers(file.tensors, f"{name}.block_count")
     factors = None
     scaling = settings.get(f"{name}.rope.scaling.type", str, "none")
     if scaling == "linear":
@@ -65,6 +66,7 @@ def config_from_gguf(file: GGUFFile) -> LlamaConfig:
             float(factor) for factor in file.lazy("rope_freqs.weight").read().reshape(-1)
         )
     return settings.build(
+        LlamaConfig,
         vocab_size=file.tensors["token_embd.weight"].shape[0],
         width=width,
         hidden=settings.get(f"{name}.feed_forward_length", int),
@@ -88,7 +90,7 @@ def config_from_huggingface(folder: HuggingFaceFolder) -> LlamaConfig:
       CheckpointError: as `config_from_gguf`.
     """
     where = f"{folder.path}/config.json"
-    settings = _Settings(folder.config, where)
+    settings = Settings(folder.config, where)
     name = settings.get("model_type", str)
     if name not in HUGGINGFACE_ARCHITECTURES:
         raise _unknown_architecture(where, name, HUGGINGFACE_ARCHITECTURES)
@@ -102,9 +104,10 @@ def config_from_huggingface(folder: HuggingFaceFolder) -> LlamaConfig:
     head_dim = settings.get("head_dim", int, width // max(heads, 1))
     first_q = "model.layers.0.self_attn.q_proj.weight"
     _check_heads(settings, folder, first_q, heads=heads, head_dim=head_dim)
-    layers = _checked_layers(settings, folder, "num_hidden_layers")
+    layers = settings.layers(folder.tensors, "num_hidden_layers")
     theta, factors = _huggingface_rope(folder.config, where, head_dim)
     return settings.build(
+        LlamaConfig,
         vocab_size=settings.get("vocab_size", int),
         width=width,
         hidden=settings.get("intermediate_size", int),
@@ -131,7 +134,7 @@ def _huggingface_rope(
         raise CheckpointError(
             f"{where}: the rope settings are {nested!r}, and an object was wanted. Fetch it again."
         )
-    rope = _Settings({"rope_theta": config.get("rope_theta"), **nested}, where)
+    rope = Settings({"rope_theta": config.get("rope_theta"), **nested}, where)
     theta = rope.get("rope_theta", float, 10000.0)
     kind = rope.get("rope_type", str, rope.get("type", str, "default"))
     if kind == "default":
@@ -159,7 +162,7 @@ def _huggingface_rope(
 
 
 def _check_heads(
-    settings: "_Settings",
+    settings: Settings,
     file: GGUFFile | HuggingFaceFolder,
     first_q: str,
     *,
@@ -173,57 +176,6 @@ def _check_heads(
             f"{settings.where}: {heads} heads of {head_dim} are not the {rows} rows of {first_q}. "
             f"The file is damaged or its config is of another model: fetch it again."
         )
-
-
-def _checked_layers(settings: "_Settings", file: GGUFFile | HuggingFaceFolder, key: str) -> int:
-    """The number of layers, which no model is built for unless the file could hold them."""
-    layers = settings.get(key, int)
-    if not 1 <= layers <= len(file.tensors):
-        raise CheckpointError(
-            f"{settings.where}: {key} is {layers}, and the file has {len(file.tensors)} tensors in "
-            f"all. It is damaged: fetch it again."
-        )
-    return layers
-
-
-class _Settings:
-    """Settings by key, with their kinds checked."""
-
-    def __init__(self, values: Mapping[str, Any], where: str):
-        self.values = values
-        self.where = where
-
-    def get(self, key: str, kind: type, default: Any = None) -> Any:
-        """The value of `key`; null and absent mean `default`, and without a default an error."""
-        value = self.values.get(key)
-        if value is None:
-            if default is None:
-                raise CheckpointError(
-                    f"{self.where} has no {key}. The file is incomplete: fetch it again."
-                )
-            return default
-        fits = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
-        if not fits or (kind is not bool and isinstance(value, bool)):
-            raise CheckpointError(
-                f"{self.where}: {key} is {str(value)[:60]!r}, and a {kind.__name__} was wanted. "
-                f"Fetch the file again."
-            )
-        try:
-            return kind(value)
-        except OverflowError:
-            raise CheckpointError(f"{self.where}: {key} is too large for a float.") from None
-
-    def refuse(self, key: str, wanted: str) -> CheckpointError:
-        return CheckpointError(
-            f"{self.where}: {key} is {self.values[key]!r}, which is not implemented; wanted "
-            f"{wanted}. Use another model."
-        )
-
-    def build(self, **fields: Any) -> LlamaConfig:
-        try:
-            return LlamaConfig(**fields)
-        except ValueError as error:
-            raise CheckpointError(f"{self.where}: {error}") from None
 
 
 def _unknown_architecture(

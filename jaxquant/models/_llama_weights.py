@@ -5,42 +5,20 @@ neighbouring pairs `(2i, 2i + 1)`, Hugging Face pairs `(i, i + head_dim / 2)`, a
 permutes the rows to match. `qwen2` files are not permuted.
 """
 
-import dataclasses
-from collections.abc import Callable, Collection
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..checkpoint import CheckpointError, LazyArray
 from ._llama import Llama
 from ._llama_config import LlamaConfig
+from ._origins import lazy_leaf, Origin, refuse_strange, Tensors, TRANSPOSED
 
 # An `nnx.State`. Its own annotations are deprecated spellings, at which beartype warns.
 State = Any
 Path = tuple[Any, ...]  # ("layers", 3, "mlp", "up", "kernel")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Origin:
-    """The foreign tensor that one parameter comes from."""
-
-    name: str
-    transposed: bool = False  # Stored [out, in]; ours are [in, out].
-    interleaved_heads: int | None = (
-        None  # Rows of so many heads are in llama.cpp's order. `None`: in ours.
-    )
-
-
-@runtime_checkable
-class _Tensors(Protocol):
-    """An opened file: `GGUFFile` or `HuggingFaceFolder`."""
-
-    @property
-    def tensors(self) -> Collection[str]: ...
-
-    def lazy(self, name: str) -> LazyArray: ...
 
 
 def gguf_origins(config: LlamaConfig, *, interleaved: bool) -> dict[Path, Origin]:
@@ -50,7 +28,7 @@ def gguf_origins(config: LlamaConfig, *, interleaved: bool) -> dict[Path, Origin
         ("norm", "scale"): Origin(name="output_norm.weight"),
     }
     if not config.tied:
-        origins["head", "kernel"] = Origin(name="output.weight", transposed=True)
+        origins["head", "kernel"] = Origin(name="output.weight", axes=TRANSPOSED)
     heads = {"q": config.heads, "k": config.kv_heads} if interleaved else {}
     names = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"}
     for layer in range(config.layers):
@@ -61,13 +39,13 @@ def gguf_origins(config: LlamaConfig, *, interleaved: bool) -> dict[Path, Origin
             order = heads.get(ours)
             path: Path = ("layers", layer, "attention", ours)
             origins[*path, "kernel"] = Origin(
-                name=f"{at}.{theirs}.weight", transposed=True, interleaved_heads=order
+                name=f"{at}.{theirs}.weight", axes=TRANSPOSED, interleaved_heads=order
             )
             if config.qkv_bias and ours != "o":
                 origins[*path, "bias"] = Origin(name=f"{at}.{theirs}.bias", interleaved_heads=order)
         for part in ("gate", "up", "down"):
             origins["layers", layer, "mlp", part, "kernel"] = Origin(
-                name=f"{at}.ffn_{part}.weight", transposed=True
+                name=f"{at}.ffn_{part}.weight", axes=TRANSPOSED
             )
     return origins
 
@@ -79,7 +57,7 @@ def huggingface_origins(config: LlamaConfig) -> dict[Path, Origin]:
         ("norm", "scale"): Origin(name="model.norm.weight"),
     }
     if not config.tied:
-        origins["head", "kernel"] = Origin(name="lm_head.weight", transposed=True)
+        origins["head", "kernel"] = Origin(name="lm_head.weight", axes=TRANSPOSED)
     for layer in range(config.layers):
         at = f"model.layers.{layer}"
         origins["layers", layer, "attention_norm", "scale"] = Origin(
@@ -91,20 +69,20 @@ def huggingface_origins(config: LlamaConfig) -> dict[Path, Origin]:
         for part in "qkvo":
             path: Path = ("layers", layer, "attention", part)
             origins[*path, "kernel"] = Origin(
-                name=f"{at}.self_attn.{part}_proj.weight", transposed=True
+                name=f"{at}.self_attn.{part}_proj.weight", axes=TRANSPOSED
             )
             if config.qkv_bias and part != "o":
                 origins[*path, "bias"] = Origin(name=f"{at}.self_attn.{part}_proj.bias")
         for part in ("gate", "up", "down"):
             name = f"{at}.mlp.{part}_proj.weight"
-            origins["layers", layer, "mlp", part, "kernel"] = Origin(name=name, transposed=True)
+            origins["layers", layer, "mlp", part, "kernel"] = Origin(name=name, axes=TRANSPOSED)
     return origins
 
 
 def lazy_variables(
     model: Llama,
     origins: dict[Path, Origin],
-    file: _Tensors,
+    file: Tensors,
     *,
     where: str,
     unused: Callable[[str], bool],
@@ -126,48 +104,14 @@ def lazy_variables(
         raise AssertionError(
             f"The weight map and the model disagree on {flat.keys() ^ origins.keys()}."
         )
-    known = {origin.name for origin in origins.values()}
-    strange = sorted(name for name in file.tensors if name not in known and not unused(name))
-    if strange:
-        shown = ", ".join(map(repr, strange[:3]))
-        raise CheckpointError(
-            f"{where} holds {len(strange)} tensors that this architecture does not have ({shown}). "
-            f"It would give wrong numbers without them: use a model of a supported architecture."
-        )
+    refuse_strange(origins.values(), file, where=where, unused=unused)
     leaves = {}
     for path, variable in flat.items():
         leaf = variable.get_value()
         leaves[path] = variable.replace(
-            _lazy_leaf(file.lazy(origins[path].name), origins[path], leaf, where)
+            lazy_leaf(file.lazy(origins[path].name), origins[path], leaf, where)
         )
     return nnx.from_flat_state(leaves)
-
-
-def _lazy_leaf(stored: LazyArray, origin: Origin, leaf: Any, where: str) -> LazyArray:
-    wanted = tuple(reversed(leaf.shape)) if origin.transposed else tuple(leaf.shape)
-    if stored.shape != wanted:
-        raise CheckpointError(
-            f"{where}: tensor {origin.name!r} has shape {list(stored.shape)}, and the model's "
-            f"sizes want {list(wanted)}. "
-            f"The file is damaged or its config is of another model: fetch it again."
-        )
-    dtype = np.dtype(leaf.dtype)
-
-    def load() -> np.ndarray:
-        # Checked here, under the name and indices that the file has, and before a cast could
-        # overflow.
-        array = stored.read()
-        if origin.interleaved_heads is not None:
-            array = _deinterleave(array, origin.interleaved_heads)
-        return np.ascontiguousarray(array.T if origin.transposed else array, dtype=dtype)
-
-    return LazyArray(shape=tuple(leaf.shape), dtype=dtype, load=load, name=origin.name)
-
-
-def _deinterleave(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows `(pair, member)` of each head, as llama.cpp has them, in the order `(member, pair)`."""
-    split = rows.reshape(heads, -1, 2, *rows.shape[1:])
-    return split.swapaxes(1, 2).reshape(rows.shape)
 
 
 def cast_dtype(name: Any) -> np.dtype[Any]:

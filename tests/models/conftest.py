@@ -166,3 +166,9 @@ def tiny(request) -> Tiny:
 @pytest.fixture
 def tiny_llama() -> Tiny:
     return make_tiny()
+
+
+@pytest.fixture
+def golden() -> pathlib.Path:
+    """The folder of files that other libraries wrote."""
+    return pathlib.Path(__file__).parents[1] / "golden"

