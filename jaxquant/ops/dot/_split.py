@@ -145,11 +145,12 @@ def group_sums(
         return summed, [at[a] for a in (*call.batch[which], *(axes[i] for i in grouped))]
 
     (left, left_batch), (right, right_batch) = axes_of(0), axes_of(1)
-    factors = tuple(side.factors for side in sides)
-    if _fails_on_cpu(call, factors, left, (left_batch, right_batch)):
-        factors = tuple(x.astype(jnp.float32) for x in factors)
+    lhs, rhs = (side.factors for side in sides)
+    if _fails_on_cpu(call, (lhs, rhs), left, (left_batch, right_batch)):
+        lhs, rhs = lhs.astype(jnp.float32), rhs.astype(jnp.float32)
     sums = lax.dot_general(
-        *factors,
+        lhs,
+        rhs,
         ((left, right), (left_batch, right_batch)),
         precision=call.precision,
         preferred_element_type=sum_dtype,
