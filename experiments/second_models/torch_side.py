@@ -46,7 +46,9 @@ def verses(file: pathlib.Path) -> list[str]:
             chapters.append([])
         else:
             chapters[-1].append(line.strip())
-    pairs = [" ".join(two) for chapter in chapters for two in zip(chapter, chapter[1:], strict=False)]
+    pairs = [
+        " ".join(two) for chapter in chapters for two in zip(chapter, chapter[1:], strict=False)
+    ]
     return [pairs[index * len(pairs) // 200] for index in range(200)]
 
 

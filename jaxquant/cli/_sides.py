@@ -63,13 +63,17 @@ def quantized_side(opened: OpenedModel, plain: Side, recipe: Recipe) -> Side:
     return Side(name=recipe.name, model=model, plan=plan, recipe=recipe, inventory=inventory)
 
 
+USUAL = (recipes.W8A16, recipes.W4A16_G64, recipes.W4A16_G64_E8, recipes.W8A8, recipes.FP8)
+"""Without MX and NV formats and NF4, which are for chips and checkpoints that have them."""
+
+
 def wanted_recipes(names_or_files: Sequence[str] | None) -> list[Recipe]:
-    """The recipes asked for; every named one if none was.
+    """The recipes asked for; those that a CPU is good at if none was.
 
     **Raises:** `ValueError` for an unknown one, or two of one name.
     """
     if names_or_files is None:
-        return list(recipes.NAMED.values())
+        return list(USUAL)
     found = [recipes.find(text) for text in names_or_files]
     names = [recipe.name for recipe in found]
     twice = sorted({name for name in names if names.count(name) > 1 or name == FLOAT})

@@ -3,7 +3,7 @@
 import json
 
 import jaxquant.cli._demo as demo
-from jaxquant import recipes
+from jaxquant.cli._sides import USUAL
 
 
 def test_the_demo_writes_its_table_and_its_plot(jaxquant, monkeypatch, model, tmp_path):
@@ -14,7 +14,7 @@ def test_the_demo_writes_its_table_and_its_plot(jaxquant, monkeypatch, model, tm
     assert ran.code == 0 and ran.err == ""
     result = json.loads((tmp_path / "a" / "b" / "demo.json").read_text())
     names = [row["name"] for row in result["rows"]]
-    assert names == ["float32", *recipes.NAMED]
+    assert names == ["float32", *(recipe.name for recipe in USUAL)]
     plain, *quantized = result["rows"]
     assert plain["kl"] == 0 and plain["prefill"]["ratio"] == plain["decode"]["ratio"] == 1
     for row in quantized:

@@ -13,6 +13,7 @@ from jaxquant.cli._sides import (
     NEW_TOKENS,
     prefill,
     quantized_side,
+    USUAL,
     wanted_recipes,
 )
 from jaxquant.models import open_model
@@ -65,7 +66,7 @@ def test_prefill_gives_the_logits_after_the_prompt(opened):
 
 
 def test_recipes_are_all_the_named_ones_or_those_asked_for():
-    assert [recipe.name for recipe in wanted_recipes(None)] == list(recipes.NAMED)
+    assert [recipe.name for recipe in wanted_recipes(None)] == [r.name for r in USUAL]
     assert wanted_recipes(["fp8"]) == [recipes.FP8]
     with pytest.raises(ValueError, match="'fp8' is taken"):
         wanted_recipes(["fp8", "fp8"])

@@ -74,7 +74,9 @@ def test_the_bytes_are_as_written_by_hand(format: Format, codes, block: int, exp
 
 
 @pytest.mark.parametrize(
-    "format, run", [*((f, jax.jit) for f in PACKING), (INT3, jax.vmap)], ids=repr
+    "format, run",
+    [*((f, jax.jit) for f in PACKING), (INT3, jax.vmap)],
+    ids=[*map(repr, PACKING), "INT3-vmap"],
 )
 def test_unpacking_and_packing_gives_every_byte_back(format: Format, run):
     """Each byte stands at each of several places; blocks are all, some and as small as may be."""

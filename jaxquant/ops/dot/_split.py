@@ -18,6 +18,10 @@ from ...qarray._layout import inverse
 from ...qarray._qarray import over_codes, scale_values, spread, stored_values
 from ._call import DotCall
 
+# The narrowest group whose partial sums are worth keeping apart: with narrower ones the partial
+# sums of a 128-wide matrix unit's pass are as large as the weights themselves.
+NARROWEST_GROUP = 128
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
@@ -50,6 +54,13 @@ def contracted_tiles(call: DotCall) -> tuple[int, ...]:
         ]
         tiles.append(math.gcd(*own) if own else n)
     return tuple(tiles)
+
+
+def narrow(call: DotCall) -> bool:
+    """Whether partial sums of each group would be as large as what they are sums of."""
+    sizes = [call.lhs.shape[a] for a in call.contracted[0]]
+    tiles = zip(contracted_tiles(call), sizes, strict=True)
+    return any(t != n and t < NARROWEST_GROUP for t, n in tiles)
 
 
 def fits_int8(q: QArray) -> bool:

@@ -3,7 +3,8 @@
 Three forms, chosen by what the operands hold, never by what fails:
 - *integer*: both sides hold integers. `int8 x int8 -> int32`, exact; scaled in float32.
 - *float*: both sides hold floats or tables. Of 8-bit floats `fp8 x fp8 -> float32`, else what they
-  stand for, in the narrowest dtype that holds it exactly; scaled in float32.
+  stand for, in the narrowest dtype that holds it exactly; scaled in float32. With narrow tiles both
+  are dequantized first: in bfloat16 where their scales are powers of two, which it holds exactly.
 - *weight-only*: one side is an ordinary array. With wide tiles the codes are multiplied as they
   are and each group's sum is scaled; with narrow tiles, or where the dtype of the other side does
   not hold what codes stand for, the weight is dequantized first.
@@ -18,13 +19,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ...numerics import BFLOAT16
-from ...qarray import dequantize, QArray
+from ...qarray import dequantize, QArray, Scheme
 from ._call import DotCall
-from ._split import contracted_tiles, fits_int8, scaled_sums
+from ._split import contracted_tiles, fits_int8, narrow, scaled_sums
 
-# The narrowest group whose partial sums are worth keeping apart: with narrower ones the partial
-# sums of a 128-wide matrix unit's pass are as large as the weights themselves.
-NARROWEST_GROUP = 128
 # int32 holds sums of so many products of two int8.
 LONGEST_SUM = (2**31 - 1) // (128 * 128)
 
@@ -65,8 +63,21 @@ def run(call: DotCall) -> Float[Array, "..."]:
     if left and right:
         if call.lhs.scheme.values.integer:
             return scaled_sums(call, (jnp.int8, jnp.int8), jnp.int32)
+        if narrow(call):
+            return dequantized(call, exact_dtype(call.lhs, call.rhs))
         return scaled_sums(call, float_dtypes(call), jnp.float32)
     return weight_only(call)
+
+
+def exact_dtype(*operands: QArray) -> Any:
+    """The narrowest dtype that holds all values of operands that hold no integers."""
+    for q in operands:
+        scale = q.scheme.scale
+        if isinstance(scale, Scheme) or not scale.power_of_two:
+            return jnp.float32
+        if not q.scheme.values.exact_in(BFLOAT16.storage):
+            return jnp.float32
+    return jnp.bfloat16
 
 
 def float_dtypes(call: DotCall) -> tuple[Any, Any]:
@@ -82,11 +93,8 @@ def float_dtypes(call: DotCall) -> tuple[Any, Any]:
 def weight_only(call: DotCall) -> Float[Array, "..."]:
     """One side holds codes; the other sets the dtype that the product is computed in."""
     plain = call.rhs if isinstance(call.lhs, QArray) else call.lhs
-    tiles = contracted_tiles(call)
-    sizes = [call.lhs.shape[a] for a in call.contracted[0]]
-    wide = all(t == n or t >= NARROWEST_GROUP for t, n in zip(tiles, sizes, strict=True))
     quantized = call.lhs if isinstance(call.lhs, QArray) else call.rhs
-    if wide and quantized.scheme.values.exact_in(np.dtype(plain.dtype)):
+    if not narrow(call) and quantized.scheme.values.exact_in(np.dtype(plain.dtype)):
         return scaled_sums(call, (plain.dtype, plain.dtype), jnp.float32)
     return dequantized(call, plain.dtype)
 

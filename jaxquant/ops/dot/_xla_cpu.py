@@ -32,7 +32,7 @@ from ...qarray._layout import order_of
 from ...qarray._qarray import over_codes, scale_values, spread, stored_codes
 from ...qarray._reshape import flat_tile
 from ._call import DotCall
-from ._split import fits_int8, scaled_sums
+from ._split import fits_int8, narrow, scaled_sums
 
 DIGITS = 4
 # Beyond so many rows of digits, one float32 product of dequantized weights is as fast.
@@ -58,6 +58,8 @@ def refuses(call: DotCall) -> str | None:
 def _refuses_codes(call: DotCall) -> str | None:
     formats = (call.lhs.scheme.values, call.rhs.scheme.values)
     if not any(f.integer for f in formats):
+        if narrow(call):
+            return "with narrow tiles floats are dequantized, which is the general form"
         if all(f.exact_in(BFLOAT16.storage) for f in formats):
             return None
         return f"bfloat16 does not hold every value of {formats}"
