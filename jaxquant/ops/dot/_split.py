@@ -145,9 +145,9 @@ def group_sums(
         return summed, [at[a] for a in (*call.batch[which], *(axes[i] for i in grouped))]
 
     (left, left_batch), (right, right_batch) = axes_of(0), axes_of(1)
-    factors = tuple(side.factors for side in sides)
+    factors = (sides[0].factors, sides[1].factors)
     if _fails_on_cpu(call, factors, left, (left_batch, right_batch)):
-        factors = tuple(x.astype(jnp.float32) for x in factors)
+        factors = (factors[0].astype(jnp.float32), factors[1].astype(jnp.float32))
     sums = lax.dot_general(
         *factors,
         ((left, right), (left_batch, right_batch)),
@@ -168,7 +168,7 @@ def group_sums(
 
 def _fails_on_cpu(
     call: DotCall,
-    factors: tuple[Array, ...],
+    factors: tuple[Array, Array],
     summed: list[int],
     batch: tuple[list[int], list[int]],
 ) -> bool:
