@@ -180,7 +180,7 @@ def group_sums(
 
 def _fails_on_cpu(
     call: DotCall,
-    factors: tuple[Array, ...],
+    factors: tuple[Array, Array],
     summed: list[int],
     batch: tuple[list[int], list[int]],
 ) -> bool:
