@@ -149,12 +149,15 @@ def _with_codes(
 ) -> QArray:
     """`q` with the codes of `values`, for the given scales."""
     scheme = q.scheme
-    scale = jnp.where(scale == 0, 1.0, scale)  # of zeros, or held as 0
-    shifted = values * spread(1.0 / scale, tile, values.shape)
+    # A tile whose scale is 0 (of zeros, or held as 0) stands for zeros: so do its codes.
+    lost = scale == 0
+    scale = jnp.where(lost, 1.0, scale)
+    shifted = values * spread(jnp.where(lost, 0.0, 1.0 / scale), tile, values.shape)
     if low is None:
         codes = encode(shifted, scheme.values, key)
         return dataclasses.replace(q, codes=codes)
     assert scheme.zero_point is not None
+    low = jnp.where(lost, 0.0, low)
     zero = encode(zero_point(low, scale, scheme.values), scheme.zero_point)
     shifted = jnp.round(shifted) if key is None else round_at_random(shifted, key)
     shifted = shifted + spread(zero.astype(jnp.float32), tile, values.shape)
