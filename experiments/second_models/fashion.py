@@ -18,7 +18,7 @@ from jaxquant.models import variables_inventory
 
 _INT4_CONV = jq.Scheme(
     values=jq.INT4,
-    # 64 input channels by one place of the kernel: an axis that is shorter is one tile.
+    # Up to 64 neighbours: input channels first, then places of the kernel.
     tile=jq.Tile(contracted=64, ragged=True),
     scale=jq.BFLOAT16,
     range=jq.AbsMax(convention=jq.Convention.SIGNED),
@@ -30,7 +30,7 @@ W4A16_CONV = jq.Recipe(
 )
 CLASSES, BATCH = 10, 256
 # Test accuracy that each recipe may lose against float32, in points.
-MOST_LOST = {"w8a16": 0.3, "w8a8": 0.5, "w4a16_g64": 2.0}
+MOST_LOST = {"w8a16": 0.3, "w8a8": 0.5, "w4a16_g64": 3.0}
 
 
 class CNN(nn.Module):

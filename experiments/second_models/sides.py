@@ -58,11 +58,11 @@ def batched(call: Callable[..., Any], batch: int, *arrays: np.ndarray) -> np.nda
 def show(title: str, rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> None:
     """A table of `rows`; `columns` are their formats by key."""
     print(f"\n{title}")
-    print(" ".join(f"{key:>12}" for key in columns))
+    widths = {key: max(12, len(key)) for key in columns}
+    print(" ".join(f"{key:>{width}}" for key, width in widths.items()))
     for row in rows:
-        print(
-            " ".join(f"{format(row[key], spec):>12}" for key, spec in columns.items()), flush=True
-        )
+        cells = (f"{format(row[key], spec):>{widths[key]}}" for key, spec in columns.items())
+        print(" ".join(cells), flush=True)
 
 
 class Clock:
