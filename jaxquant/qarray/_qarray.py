@@ -244,9 +244,10 @@ def dequantize(q: QArray, dtype: Any = None) -> Float[Array, "..."]:
     if q.offset is None:
         values = values * scale
     else:
-        # A product and a sum may be fused to one operation, which rounds once and gives other bits;
-        # a barrier is gone by then, a choice between them is not.
-        values = jnp.where(scale == 0, 0.0, values * scale) + q.offset
+        # A product and a sum may be fused to one operation, which rounds once and gives other bits.
+        # A barrier is gone by then, and a choice may be moved behind the sum; a maximum may not.
+        lowest = np.finfo(np.float32).min
+        values = jnp.maximum(values * scale, lowest) + q.offset
     values = values.transpose(inverse(q.layout.permutation(q.ndim)))
     return values.astype(q.dtype if dtype is None else dtype)
 

@@ -262,7 +262,7 @@ MUTANTS = [
     ),
     Mutant(
         "qarray/_qarray.py",
-        "jnp.where(scale == 0, 0.0, values * scale) + q.offset",
+        "jnp.maximum(values * scale, lowest) + q.offset",
         "values * scale + q.offset",
         "a product and a sum are fused",
         "qarray/test_qarray.py",
