@@ -16,6 +16,8 @@ from jaxquant.ops import conv_general_dilated, Refusal
 from jaxquant.ops.conv import BACKENDS
 from jaxquant.qarray import Layout, PER_CHANNEL, PER_TENSOR, quantize_array, relayout, Scheme
 
+pytestmark = pytest.mark.tables
+
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 every_scheme = pytest.mark.parametrize("name", SCHEMES)

@@ -26,6 +26,8 @@ from jaxquant.ops import BACKENDS, choose_backend, dot, dot_general
 from jaxquant.ops.dot._api import make_call
 from jaxquant.qarray import CANONICAL, Layout, quantize_array, relayout, Scheme, Tile
 
+pytestmark = pytest.mark.tables
+
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 every_scheme = pytest.mark.parametrize("name", SCHEMES)

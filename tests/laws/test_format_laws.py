@@ -52,6 +52,8 @@ from jaxquant.qarray import (
 )
 from jaxquant.qarray._reshape import expand_dims, squeeze
 
+pytestmark = pytest.mark.tables
+
 VALUES = [f for f in FORMATS.values() if f.bits <= 8 and not f.power_of_two]
 SLACK = 1.5 * 2.0**-23
 

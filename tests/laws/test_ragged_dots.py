@@ -15,6 +15,8 @@ from jaxquant.ops._factors import refuses_codes
 from jaxquant.ops.ragged_dot import BACKENDS
 from jaxquant.qarray import Layout, place, QArray, quantize_array, relayout
 
+pytestmark = pytest.mark.tables
+
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 every_scheme = pytest.mark.parametrize("name", SCHEMES)
 M, K, N, E = 12, 256, 128, 3

@@ -17,6 +17,8 @@ from code_values import every_value, values_of
 from jaxquant.numerics import encode, FLOAT16, Format, FORMATS, INT4, MinMax, UINT3, UINT8
 from jaxquant.qarray import dequantize, PER_CHANNEL, quantize_array, Scheme, schemes
 
+pytestmark = pytest.mark.tables
+
 ROUNDED = [f for f in FORMATS.values() if f.bits <= 8 and not f.power_of_two] + [FLOAT16]
 every_format = pytest.mark.parametrize("format", ROUNDED, ids=repr)
 POINTS, DRAWS = 24, 8192

@@ -42,6 +42,8 @@ from jaxquant.qarray import (
     transpose,
 )
 
+pytestmark = pytest.mark.tables
+
 
 def schemes_that(holds) -> pytest.MarkDecorator:
     """The schemes with a property."""

@@ -19,6 +19,8 @@ from jaxquant.numerics import (
     round_at_random,
 )
 
+pytestmark = pytest.mark.tables
+
 CODES = [format for format in FORMATS.values() if format.bits <= 8]
 SCALES = [format for format in FORMATS.values() if format.bits > 8]
 TABLES = [format for format in CODES if format.table is not None]
