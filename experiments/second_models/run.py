@@ -75,6 +75,12 @@ def measure(part: str, arguments: argparse.Namespace) -> tuple[dict[str, Any], l
 
 def main() -> int:
     arguments = parse_arguments()
+    clothes = arguments.fashion / "t10k-images-idx3-ubyte.gz"
+    if {"efficientnet", "fashion"} & {*arguments.parts} and not clothes.is_file():
+        raise SystemExit(
+            f"{clothes} is not there. Install Debian's dataset-fashion-mnist, name the folder of "
+            "its four files by --fashion, or leave efficientnet and fashion out by --parts."
+        )
     clock, complaints = Clock(), []
     # Parts that are not run keep what the file has.
     results = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
