@@ -24,7 +24,7 @@ from jaxtyping import Float, UInt8
 
 from ..numerics import DYNAMIC8, FLOAT32, Format, FP4, NF4
 from ..qarray import CANONICAL, QArray, Scheme, Tile
-from ..qarray._qarray import scale_values
+from ..qarray._qarray import scale_values, short_tiles, tile_counts
 from ._errors import CheckpointError
 
 KINDS: dict[str, Format] = {"nf4": NF4, "fp4": FP4}
@@ -253,7 +253,7 @@ def _scales(
         ragged=bool(columns % along or rows % across),
     )
     scheme = Scheme(values=DYNAMIC8, tile=tile, centered=True)
-    counts = (-(-rows // across), -(-columns // along))
+    counts = tile_counts((rows, columns), (across, along))
     held = QArray(
         codes=jnp.asarray(absmax.astype(np.uint8)),
         scale=jnp.asarray(nested.astype(np.float32).reshape(counts)),
@@ -262,8 +262,6 @@ def _scales(
         scheme=scheme,
         layout=CANONICAL,
         dtype=np.dtype(np.float32),
-        ragged=tuple(
-            (axis, t) for axis, n, t in ((-2, rows, across), (-1, columns, along)) if n % t
-        ),
+        ragged=short_tiles((rows, columns), (across, along)),
     )
     return held, scheme

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..numerics import decode, Format
 from ..qarray import CANONICAL, check_qarray, QArray, Scheme
+from ..qarray._qarray import short_tiles
 from ._manifest import Part, Tensor
 from ._stored import describe, dtype_named
 
@@ -97,7 +98,6 @@ def _shape(
         scale = _shape(tensor, scheme.scale, tensor.scale_tile, "scale.", "float32")
     if scale is None or len(tile) != len(codes.shape) or min(tile, default=1) < 1:
         raise ValueError(f"tiles of {tile} for codes of shape {codes.shape}")
-    pairs = enumerate(zip(codes.shape, tile, strict=True))
     return QArray(
         codes=_struct(codes),
         scale=scale,
@@ -106,7 +106,7 @@ def _shape(
         scheme=scheme,
         layout=CANONICAL,
         dtype=dtype_named(dtype),
-        ragged=tuple((a - len(tile), t) for a, (n, t) in pairs if n % t),
+        ragged=short_tiles(codes.shape, tile),
     )
 
 

@@ -13,18 +13,18 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Sharding
 
+from ..numerics import is_narrow
 from ._errors import CheckpointError
 from ._manifest import Packing, Part
 from ._zarr import empty, ZarrArray
 
 # How many codes are taken apart into bits at a time; whole bytes for any number of bits.
 _AT_ONCE = 1 << 20
-_FOUR_BITS = ("int4", "uint4", "float4_e2m1fn")
 
 
 def packing_of(dtype: np.dtype) -> Packing:
     """How arrays of a dtype are stored."""
-    if dtype.name in _FOUR_BITS:
+    if is_narrow(dtype):
         return "nibbles"
     return "none" if dtype.isbuiltin == 1 else "bits"
 

@@ -34,9 +34,12 @@ class Dependence:
 NOTHING = Dependence()
 
 
-def dependence(jaxpr: Any, moving: Sequence[bool]) -> Dependence:
-    """Walks a closed jaxpr; `moving` says which inputs are no parameters."""
-    if not _holds(jaxpr.jaxpr, (*JOINS, "dot_general")):
+def dependence(jaxpr: Any, moving: Sequence[bool], *, with_products: bool = True) -> Dependence:
+    """Walks a closed jaxpr; `moving` says which inputs are no parameters.
+
+    Where nobody asks for products, a model that joins nothing is not walked.
+    """
+    if not _holds(jaxpr.jaxpr, (*JOINS, "dot_general") if with_products else JOINS):
         return NOTHING
     walk = _Walk()
     walk.body(jaxpr, list(moving), ())

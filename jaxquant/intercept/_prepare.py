@@ -8,9 +8,8 @@ import jax
 from ..numerics import least_block
 from ..ops.dot import BACKENDS, layout_for
 from ..qarray import Layout, QArray, relayout
-from ._plan import Plan, SitePlan
+from ._plan import Plan, role_axes, SitePlan
 from ._variables import map_leaves
-from ._weight import BATCH, CONTRACTED, STACK
 
 
 def prepare(
@@ -50,8 +49,7 @@ def prepare(
 
 def _layout(q: QArray, site: SitePlan, backend: str, packed: bool) -> Layout:
     assert site.roles is not None
-    contracted = tuple(i for i, role in enumerate(site.roles) if role == CONTRACTED)
-    stack = tuple(i for i, role in enumerate(site.roles) if role in (STACK, BATCH))
+    contracted, stack = role_axes(site.roles)
     layout = layout_for(backend, q, contracted, stack)
     if site.op in ("conv", "ragged_dot"):
         # These read any order, and XLA lays kernels and experts out by itself.

@@ -75,7 +75,11 @@ def run(
         for path, leaf in zip(paths, logical, strict=True)
         for _ in jax.tree.leaves(leaf)
     ]
-    evaluator.dependence = dependence(closed, [*moving_inputs, *(True for _ in moved)])
+    evaluator.dependence = dependence(
+        closed,
+        [*moving_inputs, *(True for _ in moved)],
+        with_products=evaluator.mode.products,
+    )
     results = evaluator.closed(closed, [*_arrays(values), *moved], ())
     structure, slots, count = out_tree
     whole_leaves = dict(zip(paths, leaves, strict=True))

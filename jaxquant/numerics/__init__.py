@@ -1,7 +1,7 @@
 """What a code stands for: formats, rounding, ranges, packing. No tiles, no models."""
 
 from . import formats as formats, ranges as ranges
-from ._bytes import as_bytes as as_bytes, from_bytes as from_bytes
+from ._bytes import as_bytes as as_bytes, from_bytes as from_bytes, is_narrow as is_narrow
 from ._cast import (
     decode as decode,
     encode as encode,

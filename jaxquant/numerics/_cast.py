@@ -78,13 +78,22 @@ def _stochastic(x: Float[Array, "*dims"], format: Format, key: Any) -> Float[Arr
         return jnp.where(jnp.isnan(x), x, chosen)
     if format.mantissa is None or format.mantissa >= 23:
         raise ValueError(f"{format} is not rounded to at random: it holds scales, or float32.")
-    # The gap between neighbours of a float: a power of two, so that all of this is exact.
+    step, inverse = _gap(x, format.mantissa, format.least_exponent)
+    return round_at_random(x * inverse, key) * step
+
+
+def _gap(
+    x: Float[Array, "*dims"], mantissa: int, least: int
+) -> tuple[Float[Array, "*dims"], Float[Array, "*dims"]]:
+    """The gap between neighbours of a float around `x`, and its reciprocal: powers of two.
+
+    So that products with them are exact.
+    """
     exponent = (lax.bitcast_convert_type(x, jnp.int32) >> 23 & 255) - 127
-    exponent = jnp.maximum(exponent, format.least_exponent) - format.mantissa
+    exponent = jnp.maximum(exponent, least) - mantissa
     exponent = jnp.maximum(exponent, -126)
     step = lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
-    inverse = lax.bitcast_convert_type((127 - exponent) << 23, jnp.float32)
-    return round_at_random(x * inverse, key) * step
+    return step, lax.bitcast_convert_type((127 - exponent) << 23, jnp.float32)
 
 
 def _to_bits(x: Float[Array, "*dims"], format: Format) -> Shaped[Array, "*dims"]:
@@ -92,10 +101,7 @@ def _to_bits(x: Float[Array, "*dims"], format: Format) -> Shaped[Array, "*dims"]
     assert format.mantissa is not None
     m, least = format.mantissa, format.least_exponent
     magnitude = jnp.abs(x)
-    bits = lax.bitcast_convert_type(magnitude, jnp.int32)
-    exponent = jnp.maximum((bits >> 23) - 127, least) - m
-    step = lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
-    inverse = lax.bitcast_convert_type((127 - exponent) << 23, jnp.float32)
+    step, inverse = _gap(magnitude, m, least)
     rounded = lax.bitcast_convert_type(jnp.round(magnitude * inverse) * step, jnp.int32)
     # Biased exponent 0 is for numbers below the least normal one; it has that one's step.
     normal = (rounded >> (23 - m)) - ((least - 1 + 127) << m)

@@ -10,10 +10,10 @@ bytes in all; `block` is its number of codes.
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Shaped, UInt8
 
+from ._bytes import as_bytes, converted
 from ._format import Format
 
 
@@ -37,9 +37,7 @@ def pack(
     **Raises:** `ValueError` if `block` does not divide the last axis into whole bytes.
     """
     check_block(codes.shape[-1], format, block)
-    if format.storage.name == "float4_e2m1fn":
-        codes = lax.bitcast_convert_type(codes, jnp.uint4)
-    bits = codes.astype(jnp.int8 if format.signed else jnp.uint8).astype(jnp.uint8)
+    bits = as_bytes(codes).astype(jnp.int8 if format.signed else jnp.uint8).astype(jnp.uint8)
     blocks = bits.reshape(*codes.shape[:-1], -1, block)
     parts = []
     shift = 0
@@ -79,9 +77,7 @@ def unpack(
         # Flipping the sign bit and subtracting its weight extends the sign to 8 bits.
         half = 2 ** (format.bits - 1)
         codes = (codes ^ np.uint8(half)).astype(jnp.int8) - np.int8(half)
-    if format.storage.name == "float4_e2m1fn":
-        return lax.bitcast_convert_type(codes.astype(jnp.uint4), format.storage)
-    return codes.astype(dtype or format.storage)
+    return converted(codes, np.dtype(dtype or format.storage))
 
 
 def least_block(format: Format) -> int:

@@ -1,9 +1,9 @@
-"""What an op multiplies and what it scales afterwards, for ops that sum all at once.
+"""What an op multiplies, what it scales afterwards, and which codes it cannot multiply.
 
-`dot` splits its sums by groups (`dot/_split.py`); a convolution cannot. All here is in logical
-order.
+For `dot`, which splits its sums by groups (`dot/_split.py`), and for ops that sum all at once.
 """
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,16 +13,37 @@ from jaxtyping import Array, Float, Shaped
 from ..numerics import BFLOAT16
 from ..qarray import QArray
 from ..qarray._layout import inverse
-from ..qarray._qarray import over_codes, stored_values
-from .dot._split import fits_int8, kept_scale
+from ..qarray._qarray import over_codes, scale_values, spread, stored_values
+
+# int32 holds sums of so many products of two int8.
+LONGEST_SUM = (2**31 - 1) // (128 * 128)
+
+
+def stored_factors(q: QArray, dtype: Any) -> Shaped[Array, "..."]:
+    """What the codes stand for as `dtype`, zero points taken off, not yet scaled; stored order."""
+    values = stored_values(q, dtype)
+    if q.zero_point is None:
+        return values
+    return values - over_codes(q, q.zero_point.astype(dtype))
 
 
 def factors(q: QArray, dtype: Any) -> Shaped[Array, "..."]:
-    """What the codes stand for as `dtype`, zero points taken off and not yet scaled."""
-    values = stored_values(q, dtype)
-    if q.zero_point is not None:
-        values = values - over_codes(q, q.zero_point.astype(dtype))
-    return values.transpose(inverse(q.layout.permutation(q.ndim)))
+    """`stored_factors` in logical order."""
+    return stored_factors(q, dtype).transpose(inverse(q.layout.permutation(q.ndim)))
+
+
+def kept_scale(q: QArray, contracted: list[bool]) -> Array:
+    """The scales of `q` in stored order, for each element of the axes that are not contracted.
+
+    An axis that one scale spans stays 1 long.
+    """
+    tile, shape = [], []
+    held = zip(contracted, q.scale.shape, q.stored_tile, q.stored_shape, strict=True)
+    for summed, scales, own, n in held:
+        alone = summed or scales == 1
+        tile.append(1 if alone else own)
+        shape.append(scales if alone else n)
+    return spread(scale_values(q), tuple(tile), tuple(shape))
 
 
 def scales(q: QArray, summed: tuple[int, ...]) -> Float[Array, "..."]:
@@ -43,10 +64,43 @@ def scaled_after(q: QArray, summed: tuple[int, ...], dtype: Any = None) -> bool:
     return one_scale and exact and q.offset is None
 
 
+def common_tile(n: int, *tiles: int) -> int:
+    """The widest run of an axis of `n` elements within which scales of these tiles are constant.
+
+    Where the last tile is short, it need not divide the axis.
+    """
+    own = [tile for tile in tiles if tile != n]
+    return math.gcd(*own) if own else n
+
+
+def fits_int8(q: QArray) -> bool:
+    """Whether every code of `q` less its zero point is an `int8`, as far as their formats tell."""
+    values, zero = q.scheme.values, q.scheme.zero_point
+    low, high = values.lowest, values.highest
+    if zero is not None:
+        low, high = low - zero.highest, high - zero.lowest
+    return -128 <= low and high <= 127
+
+
+def refuses_centered(*operands: QArray) -> str | None:
+    """Why sums of codes do not tell the product, or `None`."""
+    if any(q.offset is not None for q in operands):
+        return "it scales sums of codes, and a centered QArray is more than that"
+    return None
+
+
+def refuses_sum(products: int) -> str | None:
+    """Why so many products of two int8 cannot be summed, or `None`."""
+    if products > LONGEST_SUM:
+        return f"int32 holds sums of {LONGEST_SUM} products, not of {products}"
+    return None
+
+
 def refuses_codes(lhs: QArray, rhs: QArray) -> str | None:
     """Why codes of two QArrays cannot be multiplied with each other, or `None`."""
-    if lhs.offset is not None or rhs.offset is not None:
-        return "it scales sums of codes, and a centered QArray is more than that"
+    reason = refuses_centered(lhs, rhs)
+    if reason is not None:
+        return reason
     formats = lhs.scheme.values, rhs.scheme.values
     if formats[0].integer != formats[1].integer:
         return (

@@ -119,6 +119,17 @@ class QArray:
         return f"QArray({shape} {self.scheme}, {self.bits_per_value:.3f} bits/value)"
 
 
+def tile_counts(shape: tuple[int, ...], tile: tuple[int, ...]) -> tuple[int, ...]:
+    """How many tiles lie along each axis, a short last one counted."""
+    return tuple(-(-n // t) for n, t in zip(shape, tile, strict=True))
+
+
+def short_tiles(shape: tuple[int, ...], tile: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """`QArray.ragged` of an array of `shape`: axes from the end, whose last tile is short."""
+    pairs = enumerate(zip(shape, tile, strict=True))
+    return tuple((axis - len(shape), t) for axis, (n, t) in pairs if n % t)
+
+
 def is_qarray(x: Any) -> bool:
     """Whether `x` is a `QArray`; for `is_leaf=`."""
     return isinstance(x, QArray)

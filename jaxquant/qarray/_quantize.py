@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Shaped
 from ..numerics import encode, Format, peak, round_at_random
 from ..numerics._scale import asymmetric_scale, symmetric_scale, TINY, zero_point
 from ._layout import CANONICAL
-from ._qarray import QArray, scale_values, spread
+from ._qarray import QArray, scale_values, short_tiles, spread, tile_counts
 from ._scheme import Scheme, tile_shape
 
 
@@ -62,8 +62,7 @@ def quantize_array(
         part = values * np.float32(1 / math.prod(x.shape[a] for a in shared))
         offset = part.sum(axis=shared, keepdims=True)
         values = values - offset
-    counts = tuple(-(-n // t) for n, t in zip(x.shape, tile, strict=True))
-    wanted, low = _wanted_scale(values, scheme, tile, counts)
+    wanted, low = _wanted_scale(values, scheme, tile)
     if isinstance(scheme.scale, Scheme):
         wanted = _holdable(wanted, scheme.scale, stack)
         scale: Any = quantize_array(wanted, scheme.scale, contracted=contracted, stack=stack)
@@ -77,21 +76,18 @@ def quantize_array(
         scheme=scheme,
         layout=CANONICAL,
         dtype=np.dtype(x.dtype),
-        ragged=tuple(
-            (a - x.ndim, t) for a, (n, t) in enumerate(zip(x.shape, tile, strict=True)) if n % t
-        ),
+        ragged=short_tiles(x.shape, tile),
     )
     return _with_codes(q, values, wanted if scheme.codes_first else scale_values(q), low, tile, key)
 
 
 def _wanted_scale(
-    values: Float[Array, "..."], scheme: Scheme, tile: tuple[int, ...], counts: tuple[int, ...]
+    values: Float[Array, "..."], scheme: Scheme, tile: tuple[int, ...]
 ) -> tuple[Float[Array, "..."], Float[Array, "..."] | None]:
     """The scale of each tile by the range rule, and where the range begins, if that matters."""
-    short = [(0, c * t - n) for n, t, c in zip(values.shape, tile, counts, strict=True)]
-    if any(after for _, after in short):
-        # A tile's statistics are those of its own values: it is filled up with one of them.
-        return _ragged_scale(values, scheme, tile, counts)
+    if short_tiles(values.shape, tile):
+        return _ragged_scale(values, scheme, tile)
+    counts = tile_counts(values.shape, tile)
     tiles, within = _split(values, tile)
     # Among scales that are themselves held as codes, that of a tile of zeros is chosen later.
     empty = 0.0 if isinstance(scheme.scale, Scheme) else 1.0
@@ -121,19 +117,16 @@ def _split(
 
 
 def _ragged_scale(
-    values: Float[Array, "..."], scheme: Scheme, tile: tuple[int, ...], counts: tuple[int, ...]
+    values: Float[Array, "..."], scheme: Scheme, tile: tuple[int, ...]
 ) -> tuple[Float[Array, "..."], Float[Array, "..."] | None]:
     """Scales of whole tiles and of the short ones at an axis' end, computed apart and joined."""
-    axis = next(a for a, (n, t) in enumerate(zip(values.shape, tile, strict=True)) if n % t)
+    axis = short_tiles(values.shape, tile)[0][0] + values.ndim
     at = values.shape[axis] // tile[axis] * tile[axis]
     parts = []
     for start, limit in ((0, at), (at, values.shape[axis])):
-        if start == limit:
-            continue
         piece = lax.slice_in_dim(values, start, limit, axis=axis)
         own = tuple(min(t, limit - start) if a == axis else t for a, t in enumerate(tile))
-        count = tuple(-(-n // t) for n, t in zip(piece.shape, own, strict=True))
-        parts.append(_wanted_scale(piece, scheme, own, count))
+        parts.append(_wanted_scale(piece, scheme, own))
     scales, lows = zip(*parts, strict=True)
     low = None if lows[0] is None else jnp.concatenate(lows, axis=axis)
     return jnp.concatenate(scales, axis=axis), low

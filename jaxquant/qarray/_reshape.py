@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from ._layout import inverse, Layout, order_of
-from ._qarray import QArray, spread, with_plain_scale
+from ._qarray import QArray, short_tiles, spread, tile_counts, with_plain_scale
 from ._relayout import relayout
 
 
@@ -119,10 +119,7 @@ def reshape(q: QArray, shape: tuple[int, ...]) -> QArray:
     if q.layout.order is not None or q.layout.packed is not None:
         q = relayout(q, Layout(wide=q.layout.wide))
     tile = reshaped_tile(q.shape, q.tile, shape)
-    ragged = tuple(
-        (a - len(shape), t) for a, (n, t) in enumerate(zip(shape, tile, strict=True)) if n % t
-    )
-    scales = tuple(-(-n // t) for n, t in zip(shape, tile, strict=True))
+    scales = tile_counts(shape, tile)
     if q.offset is not None and math.prod(q.offset.shape) != 1:
         raise ValueError("A centered QArray with stack axes is not reshaped; dequantize it first.")
     q = with_plain_scale(q)
@@ -133,7 +130,7 @@ def reshape(q: QArray, shape: tuple[int, ...]) -> QArray:
         scale=q.scale.reshape(scales),
         zero_point=zero,
         offset=None if q.offset is None else q.offset.reshape((1,) * len(shape)),
-        ragged=ragged,
+        ragged=short_tiles(shape, tile),
     )
 
 

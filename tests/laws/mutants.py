@@ -103,8 +103,8 @@ MUTANTS = [
     ),
     Mutant(
         CAST,
-        "exponent = jnp.maximum(exponent, format.least_exponent) - format.mantissa",
-        "exponent = exponent - format.mantissa",
+        "exponent = jnp.maximum(exponent, least) - mantissa",
+        "exponent = exponent - mantissa",
         "random rounding knows no subnormal numbers",
         TEST_RANDOM,
         "on_average and E2M1",

@@ -4,7 +4,14 @@ import pytest
 from quantized import centered, codes_of, layouts, normal, SCHEMES, values
 
 from jaxquant.numerics import E4M3, INT8, NF4, TERNARY
-from jaxquant.ops._factors import factors, product_dtypes, refuses_codes, scaled_after, scales
+from jaxquant.ops._factors import (
+    factors,
+    fits_int8,
+    product_dtypes,
+    refuses_codes,
+    scaled_after,
+    scales,
+)
 from jaxquant.qarray import PER_CHANNEL, quantize_array, relayout, Scheme, schemes, Tile
 
 
@@ -71,3 +78,19 @@ def test_what_cannot_be_multiplied_is_refused():
     assert "a centered QArray" in refuses_codes(x, quantize_array(normal(8, 8), centered))
     assert schemes.TERNARY.values is TERNARY
     assert refuses_codes(x, quantize_array(normal(8, 8), schemes.TERNARY)) is None
+
+
+FITS = {
+    "int8 channel": True,
+    "int8 zero channel": False,
+    "int4 zero g64": True,
+    # A zero point of 8 bits may be -128, and 7 - (-128) is not an int8.
+    "int4 wide zero g32 bfloat16": False,
+    "int4 channel": True,
+}
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_whether_codes_less_zero_points_fit_int8_depends_on_their_formats(name: str):
+    q = quantize_array(normal(256, 8), SCHEMES[name], contracted=(0,))
+    assert fits_int8(q) == FITS[name]

@@ -14,8 +14,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...qarray import dequantize, QArray
-from .._factors import factors, product_dtypes, refuses_codes, scaled_after, scales
-from ..dot._xla import LONGEST_SUM
+from .._factors import (
+    factors,
+    product_dtypes,
+    refuses_codes,
+    refuses_sum,
+    scaled_after,
+    scales,
+)
 from ._call import ConvCall
 
 
@@ -32,9 +38,7 @@ def refuses(call: ConvCall) -> str | None:
                 f"tiles of {q.tile} give several scales to what one output sums "
                 f"(axes {call.summed(side)}), and a convolution of codes sums it at once"
             )
-    if call.lhs.scheme.values.integer and call.products > LONGEST_SUM:
-        return f"int32 holds sums of {LONGEST_SUM} products, not of {call.products}"
-    return None
+    return refuses_sum(call.products) if call.lhs.scheme.values.integer else None
 
 
 def run(call: ConvCall) -> Float[Array, "..."]:

@@ -6,7 +6,6 @@ first, in integers where both are integers, and scaled once a group.
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jaxtyping import Array
 
 from ...qarray import QArray, retile
 from ...qarray._layout import inverse
-from ...qarray._qarray import over_codes, scale_values, spread, stored_values
+from .._factors import common_tile, kept_scale, stored_factors
 from ._call import DotCall
 
 # The narrowest group whose partial sums are worth keeping apart: with narrower ones the partial
@@ -47,12 +46,8 @@ def contracted_tiles(call: DotCall) -> tuple[int, ...]:
     tiles = []
     for left, right in zip(*call.contracted, strict=True):
         n = call.lhs.shape[left]
-        own = [
-            operand.tile[axis]
-            for operand, axis in ((call.lhs, left), (call.rhs, right))
-            if isinstance(operand, QArray) and operand.tile[axis] != n
-        ]
-        tiles.append(math.gcd(*own) if own else n)
+        sides = ((call.lhs, left), (call.rhs, right))
+        tiles.append(common_tile(n, *(x.tile[a] for x, a in sides if isinstance(x, QArray))))
     return tuple(tiles)
 
 
@@ -63,15 +58,6 @@ def narrow(call: DotCall) -> bool:
     return any(t != n and t < NARROWEST_GROUP for t, n in tiles)
 
 
-def fits_int8(q: QArray) -> bool:
-    """Whether every code of `q` less its zero point is an `int8`, as far as their formats tell."""
-    values, zero = q.scheme.values, q.scheme.zero_point
-    low, high = values.lowest, values.highest
-    if zero is not None:
-        low, high = low - zero.highest, high - zero.lowest
-    return -128 <= low and high <= 127
-
-
 def split(operand: Any, contracted: tuple[int, ...], tiles: tuple[int, ...], dtype: Any) -> Split:
     """Codes of `operand` as `dtype` with zero points taken off, and its scales, ready to sum."""
     quantized = isinstance(operand, QArray)
@@ -79,9 +65,7 @@ def split(operand: Any, contracted: tuple[int, ...], tiles: tuple[int, ...], dty
         for axis, tile in zip(contracted, tiles, strict=True):
             operand = retile(operand, axis, tile)
         logical = operand.layout.permutation(operand.ndim)
-        values = stored_values(operand, dtype)
-        if operand.zero_point is not None:
-            values = values - over_codes(operand, operand.zero_point.astype(dtype))
+        values = stored_factors(operand, dtype)
     else:
         logical = tuple(range(operand.ndim))
         values = operand.astype(dtype)
@@ -104,20 +88,6 @@ def split(operand: Any, contracted: tuple[int, ...], tiles: tuple[int, ...], dty
     # Scales of kept axes may tile them too (per tensor: one in all; blocks: several).
     scale = kept_scale(operand, [a in contracted for a in logical])
     return Split(factors=values.reshape(shape), axes=axes, scale=scale, scale_axes=inverse(logical))
-
-
-def kept_scale(q: QArray, contracted: list[bool]) -> Array:
-    """The scales of `q` in stored order, for each element of the axes that are not contracted.
-
-    An axis that one scale spans stays 1 long.
-    """
-    tile, shape = [], []
-    held = zip(contracted, q.scale.shape, q.stored_tile, q.stored_shape, strict=True)
-    for summed, scales, own, n in held:
-        alone = summed or scales == 1
-        tile.append(1 if alone else own)
-        shape.append(scales if alone else n)
-    return spread(scale_values(q), tuple(tile), tuple(shape))
 
 
 def scaled_sums(call: DotCall, dtypes: tuple[Any, Any], sum_dtype: Any) -> Array:

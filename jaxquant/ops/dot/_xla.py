@@ -20,41 +20,20 @@ from jaxtyping import Array, Float
 
 from ...numerics import BFLOAT16
 from ...qarray import dequantize, QArray, Scheme
+from .._factors import product_dtypes, refuses_centered, refuses_codes, refuses_sum
 from ._call import DotCall
-from ._split import contracted_tiles, fits_int8, narrow, scaled_sums
-
-# int32 holds sums of so many products of two int8.
-LONGEST_SUM = (2**31 - 1) // (128 * 128)
+from ._split import contracted_tiles, narrow, scaled_sums
 
 
 def refuses(call: DotCall) -> str | None:
     """Why not, or `None`."""
     operands = [x for x in (call.lhs, call.rhs) if isinstance(x, QArray)]
-    if any(x.offset is not None for x in operands):
-        return "it scales sums of codes, and a centered QArray is more than that"
-    if len(operands) == 2:
-        integer = [x.scheme.values.integer for x in operands]
-        if integer[0] != integer[1]:
-            return (
-                f"it multiplies integers with integers and floats with floats, not "
-                f"{operands[0].scheme.values} with {operands[1].scheme.values}"
-            )
-        if all(integer):
-            return _refuses_integers(call, operands)
-    return None
-
-
-def _refuses_integers(call: DotCall, operands: list[QArray]) -> str | None:
-    for x in operands:
-        if not fits_int8(x):
-            return (
-                f"{x.scheme.values} less its zero point does not fit int8, which the integer "
-                "product multiplies"
-            )
-    products = math.prod(contracted_tiles(call))
-    if products > LONGEST_SUM:
-        return f"int32 holds sums of {LONGEST_SUM} products, not of {products}"
-    return None
+    if len(operands) < 2:
+        return refuses_centered(*operands)
+    reason = refuses_codes(call.lhs, call.rhs)
+    if reason is None and call.lhs.scheme.values.integer:
+        return refuses_sum(math.prod(contracted_tiles(call)))
+    return reason
 
 
 def run(call: DotCall) -> Float[Array, "..."]:
@@ -85,8 +64,7 @@ def float_dtypes(call: DotCall) -> tuple[Any, Any]:
     formats = [call.lhs.scheme.values, call.rhs.scheme.values]
     if all(f.native and f.bits == 8 for f in formats):
         return formats[0].storage, formats[1].storage
-    exact = all(f.exact_in(BFLOAT16.storage) for f in formats)
-    dtype = jnp.bfloat16 if exact else jnp.float32
+    dtype, _ = product_dtypes(call.lhs, call.rhs)
     return dtype, dtype
 
 

@@ -29,16 +29,15 @@ from jaxtyping import Array, Float, Int8
 from ...numerics import BFLOAT16, peak
 from ...qarray import CANONICAL, Layout, QArray
 from ...qarray._layout import order_of
-from ...qarray._qarray import over_codes, scale_values, spread, stored_codes
+from ...qarray._qarray import scale_values, spread
 from ...qarray._reshape import flat_tile
+from .._factors import fits_int8, refuses_centered, refuses_sum, stored_factors
 from ._call import DotCall
-from ._split import fits_int8, narrow, scaled_sums
+from ._split import narrow, scaled_sums
 
 DIGITS = 4
 # Beyond so many rows of digits, one float32 product of dequantized weights is as fast.
 MOST_DIGIT_ROWS = 512
-# int32 holds sums of so many products of an int8 and a digit.
-LONGEST_SUM = (2**31 - 1) // (128 * 128)
 # A product of fewer rows than this is compiled to scalar loops.
 FEWEST_ROWS = 4
 
@@ -48,8 +47,9 @@ def refuses(call: DotCall) -> str | None:
     if call.platform != "cpu":
         return f"it is for CPUs, and this is a {call.platform}"
     left, right = isinstance(call.lhs, QArray), isinstance(call.rhs, QArray)
-    if any(isinstance(x, QArray) and x.offset is not None for x in (call.lhs, call.rhs)):
-        return "it scales sums of codes, and a centered QArray is more than that"
+    reason = refuses_centered(*(x for x in (call.lhs, call.rhs) if isinstance(x, QArray)))
+    if reason is not None:
+        return reason
     if left and right:
         return _refuses_codes(call)
     return _refuses_weight(call if right else call.flipped)
@@ -92,8 +92,10 @@ def _refuses_weight(call: DotCall) -> str | None:
     if flat_tile(sizes, tiles) is None:
         return f"tiles of {tiles} are no runs of neighbours along contracted axes of {sizes}"
     k = int(np.prod(w.stored_shape[w.ndim - count :]))
-    if k > LONGEST_SUM:
-        return f"int32 holds sums of {LONGEST_SUM} products, not of {k}"
+    # A digit is an int8 too.
+    reason = refuses_sum(k)
+    if reason is not None:
+        return reason
     rows = DIGITS * call.rows(0) * _groups(w, count)
     if rows > MOST_DIGIT_ROWS:
         return f"{rows} rows of digits are no faster than float32 (more than {MOST_DIGIT_ROWS})"
@@ -142,9 +144,7 @@ def _weight_only(call: DotCall) -> Float[Array, "..."]:
     count = len(pairs)
     k = int(np.prod(w.stored_shape[w.ndim - count :]))
     rows = x.transpose([*free, *(axis for _, axis in pairs)]).reshape(-1, k).astype(jnp.float32)
-    codes = stored_codes(w, jnp.int8)
-    if w.zero_point is not None:
-        codes = codes - over_codes(w, w.zero_point.astype(jnp.int8))
+    codes = stored_factors(w, jnp.int8)
     kept = w.stored_shape[: w.ndim - count]
     shape = (*kept, *w.scale.shape[len(kept) :])
     tile = tuple(1 if i >= len(kept) else t for i, t in enumerate(w.stored_tile))

@@ -12,7 +12,6 @@ Three forms, chosen by what the operands hold, never by what fails:
 Scales of an expert's outputs are looked up row by row.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -21,8 +20,15 @@ from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from ...qarray import dequantize, QArray, retile
-from .._factors import factors, product_dtypes, refuses_codes, scaled_after, scales
-from ..dot._xla import LONGEST_SUM
+from .._factors import (
+    common_tile,
+    factors,
+    product_dtypes,
+    refuses_codes,
+    refuses_sum,
+    scaled_after,
+    scales,
+)
 from ._call import RaggedCall
 
 
@@ -32,9 +38,7 @@ def refuses(call: RaggedCall) -> str | None:
         return None
     reason = refuses_codes(call.lhs, call.rhs)
     if reason is None and call.lhs.scheme.values.integer:
-        products = _common_tile(call)
-        if products > LONGEST_SUM:
-            return f"int32 holds sums of {LONGEST_SUM} products, not of {products}"
+        return refuses_sum(_tile(call))
     return reason
 
 
@@ -47,15 +51,13 @@ def run(call: RaggedCall) -> Float[Array, "M N"]:
     return y.astype(call.out_dtype)
 
 
-def _common_tile(call: RaggedCall) -> int:
+def _tile(call: RaggedCall) -> int:
     """The widest run of the contracted axis within which both scales are constant."""
-    k = call.lhs.shape[1]
-    tiles = [q.tile[1] for q in (call.lhs, call.rhs) if q.tile[1] != k]
-    return math.gcd(*tiles) if tiles else k
+    return common_tile(call.lhs.shape[1], call.lhs.tile[1], call.rhs.tile[1])
 
 
 def _on_codes(call: RaggedCall) -> Float[Array, "M N"]:
-    tile = _common_tile(call)
+    tile = _tile(call)
     lhs, rhs = retile(call.lhs, 1, tile), retile(call.rhs, 1, tile)
     dtype, sum_dtype = product_dtypes(lhs, rhs)
     rows, k = lhs.shape

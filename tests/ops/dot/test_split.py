@@ -8,7 +8,7 @@ from products import Case, CASES, operands
 from quantized import layouts, normal, SCHEMES
 
 from jaxquant.ops.dot._api import make_call
-from jaxquant.ops.dot._split import contracted_tiles, fits_int8, group_sums, split
+from jaxquant.ops.dot._split import contracted_tiles, group_sums, split
 from jaxquant.qarray import Layout, quantize_array, relayout, Scheme
 
 
@@ -118,19 +118,3 @@ def test_both_scales_are_constant_within_the_common_tile(left, right, common):
     x = x if left is None else quantize_array(x, scheme(left))
     w = quantize_array(normal(256, 8), scheme(right), contracted=(0,))
     assert contracted_tiles(make_call(x, w, (((1,), (0,)), ((), ())))) == (common,)
-
-
-FITS = {
-    "int8 channel": True,
-    "int8 zero channel": False,
-    "int4 zero g64": True,
-    # A zero point of 8 bits may be -128, and 7 - (-128) is not an int8.
-    "int4 wide zero g32 bfloat16": False,
-    "int4 channel": True,
-}
-
-
-@pytest.mark.parametrize("name", FITS)
-def test_whether_codes_less_zero_points_fit_int8_depends_on_their_formats(name: str):
-    q = quantize_array(normal(256, 8), SCHEMES[name], contracted=(0,))
-    assert fits_int8(q) == FITS[name]
