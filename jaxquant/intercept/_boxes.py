@@ -18,6 +18,7 @@ from flax.linen.spmd import logical_to_mesh_axes
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from ..qarray import is_qarray, leaf_specs, QArray
+from ..qarray._sharding import with_specs
 
 
 def specs_by_name(q: QArray, names: Any, on_mesh: Any, mesh: Any) -> QArray:
@@ -43,7 +44,7 @@ def specs_by_name(q: QArray, names: Any, on_mesh: Any, mesh: Any) -> QArray:
     def named(spec: PartitionSpec) -> PartitionSpec:
         return PartitionSpec(*(None if axis is None else own[axis] for axis in spec))
 
-    return jax.tree.map(named, specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+    return with_specs(specs, named)
 
 
 def _shards(entry: Any, mesh: Any) -> int | None:
@@ -61,52 +62,53 @@ def _mesh(own: Any = None) -> Any:
     return None if mesh.empty else mesh
 
 
-class QuantizedPartitioned(nn.Partitioned):
-    """`nn.Partitioned` around a QArray; around anything else it is just that."""
+class _SharesNames:
+    """What boxes of Flax's do with their names once there is a QArray in them."""
 
-    def _specs(self, mesh: Any) -> QArray:
-        return specs_by_name(self.value, self.names, self.names, mesh)
-
-    def get_partition_spec(self) -> Any:
-        """A box like this one that holds the spec of each leaf."""
-        if not is_qarray(self.value):
-            return super().get_partition_spec()
-        return self.replace(value=self._specs(_mesh(self.mesh)))
-
-    def get_sharding(self, mesh: Any) -> Any:
-        if not is_qarray(self.value):
-            return super().get_sharding(mesh)
-        return self.replace(value=_shardings(self._specs(mesh), mesh))
-
-    def unbox(self, apply_constraint: bool = True) -> Any:
-        mesh = _mesh(self.mesh)
-        if not is_qarray(self.value) or not apply_constraint or mesh is None:
-            return super().unbox(apply_constraint and not is_qarray(self.value))
-        shardings = _shardings(self._specs(mesh), mesh)
-        return jax.tree.map(jax.lax.with_sharding_constraint, self.value, shardings)
-
-
-class QuantizedLogicallyPartitioned(nn.LogicallyPartitioned):
-    """`nn.LogicallyPartitioned` around a QArray; around anything else it is just that."""
+    value: Any
+    names: Any
+    mesh: Any
+    replace: Any
 
     def _on_mesh(self) -> Any:
-        found = logical_to_mesh_axes(self.names, self.rules)
-        return self.names if found is None else found
+        """The mesh axes that stand for the names."""
+        return self.names
+
+    def _shardings(self, mesh: Any) -> QArray:
+        entries = self._on_mesh()
+        specs = specs_by_name(self.value, entries, entries, mesh)
+        return with_specs(specs, lambda spec: NamedSharding(mesh, spec))
 
     def get_partition_spec(self) -> Any:
-        """A box like this one that holds the spec of each leaf, in logical names."""
+        """A box like this one that holds the spec of each leaf, in the names of the box."""
         if not is_qarray(self.value):
-            return super().get_partition_spec()
+            return super().get_partition_spec()  # pyright: ignore[reportAttributeAccessIssue]
         mesh = _mesh(self.mesh)
         return self.replace(value=specs_by_name(self.value, self.names, self._on_mesh(), mesh))
 
     def unbox(self, apply_constraint: bool = True) -> Any:
         mesh = _mesh(self.mesh)
         if not is_qarray(self.value) or not apply_constraint or mesh is None:
-            return super().unbox(apply_constraint and not is_qarray(self.value))
-        entries = self._on_mesh()
-        shardings = _shardings(specs_by_name(self.value, entries, entries, mesh), mesh)
-        return jax.tree.map(jax.lax.with_sharding_constraint, self.value, shardings)
+            constrained = apply_constraint and not is_qarray(self.value)
+            return super().unbox(constrained)  # pyright: ignore[reportAttributeAccessIssue]
+        return jax.tree.map(jax.lax.with_sharding_constraint, self.value, self._shardings(mesh))
+
+
+class QuantizedPartitioned(_SharesNames, nn.Partitioned):
+    """`nn.Partitioned` around a QArray; around anything else it is just that."""
+
+    def get_sharding(self, mesh: Any) -> Any:
+        if not is_qarray(self.value):
+            return super().get_sharding(mesh)
+        return self.replace(value=self._shardings(mesh))
+
+
+class QuantizedLogicallyPartitioned(_SharesNames, nn.LogicallyPartitioned):
+    """`nn.LogicallyPartitioned` around a QArray; around anything else it is just that."""
+
+    def _on_mesh(self) -> Any:
+        found = logical_to_mesh_axes(self.names, self.rules)
+        return self.names if found is None else found
 
 
 class QuantizedParam(nnx.Param):
@@ -141,11 +143,3 @@ def named_by_leaf(variables: Any) -> Any:
         return x
 
     return jax.tree.map(one, variables, is_leaf=lambda x: type(x) in QUANTIZED)
-
-
-def _shardings(specs: QArray, mesh: Any) -> QArray:
-    return jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec),
-        specs,
-        is_leaf=lambda x: isinstance(x, PartitionSpec),
-    )

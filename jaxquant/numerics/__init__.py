@@ -7,7 +7,14 @@ from ._cast import (
     encode as encode,
     round_at_random as round_at_random,
 )
-from ._format import (
+from ._pack import (
+    least_block as least_block,
+    pack as pack,
+    packed_size as packed_size,
+    unpack as unpack,
+)
+from ._scale import peak as peak
+from .formats import (
     BFLOAT16 as BFLOAT16,
     BINARY as BINARY,
     DYNAMIC8 as DYNAMIC8,
@@ -42,13 +49,7 @@ from ._format import (
     UINT7 as UINT7,
     UINT8 as UINT8,
 )
-from ._pack import (
-    least_block as least_block,
-    pack as pack,
-    packed_size as packed_size,
-    unpack as unpack,
-)
-from ._range import (
+from .ranges import (
     AbsMax as AbsMax,
     AbsMean as AbsMean,
     check_range as check_range,
@@ -62,4 +63,3 @@ from ._range import (
     RootMeanSquare as RootMeanSquare,
     SharedExponent as SharedExponent,
 )
-from ._scale import peak as peak

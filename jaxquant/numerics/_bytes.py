@@ -6,7 +6,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Shaped
 
-from ._format import Format
+from .formats import Format
 
 
 def as_bytes(codes: Shaped[Array, "*dims"]) -> Shaped[Array, "*dims"]:

@@ -9,7 +9,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
-from ._format import Format
+from .formats import Format
 
 # Up to so many entries a table is a tree of selects, which vectorizes; longer ones are looked up.
 _LONGEST_TREE = 16

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Shaped, UInt8
 
 from ._bytes import as_bytes, converted
-from ._format import Format
+from .formats import Format
 
 
 def widths(format: Format) -> tuple[int, ...]:

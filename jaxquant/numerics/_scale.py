@@ -14,8 +14,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from ._cast import decode, encode
-from ._format import Format
-from ._range import (
+from .formats import Format
+from .ranges import (
     AbsMax,
     AbsMean,
     Convention,

@@ -7,7 +7,7 @@ shard boundaries; on other axes they are replicated.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -70,11 +70,14 @@ def replicated_axes(q: QArray, spec: PartitionSpec, mesh: Mesh | AbstractMesh) -
 def shardings_like(q: QArray, sharding: NamedSharding) -> QArray:
     """The sharding of each leaf of `q`, for a weight placed by `sharding`."""
     specs = leaf_specs(q, sharding.spec, sharding.mesh)
-    return jax.tree.map(
-        lambda spec: NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind),
-        specs,
-        is_leaf=lambda x: isinstance(x, PartitionSpec),
+    return with_specs(
+        specs, lambda spec: NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
     )
+
+
+def with_specs(specs: QArray, each: Callable[[PartitionSpec], Any]) -> QArray:
+    """`each` of the specs that `specs` holds in place of leaves."""
+    return jax.tree.map(each, specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
 def place(q: QArray, sharding: NamedSharding) -> QArray:

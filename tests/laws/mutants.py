@@ -114,7 +114,7 @@ MUTANTS = [
         "0.16093020141124725",
         "0.16093050141124725",
         "one digit of NF4",
-        "numerics/test_format.py",
+        "numerics/test_formats.py",
         "NF4",
     ),
     Mutant(
