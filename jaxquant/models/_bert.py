@@ -17,7 +17,7 @@ from ..checkpoint import CheckpointError, Tokenizer, tokenizer_from_huggingface
 from ._layer_norm import LayerNorm
 from ._llama_weights import cast_dtype
 from ._origins import lazy_tree, open_folder, Origin, Tensors, TRANSPOSED
-from ._settings import Settings
+from ._settings import check_heads, Settings
 
 DType = Any
 _MASKED = -1e30  # Far below any score, and no infinity, of which a row of nothing else makes NaN.
@@ -37,11 +37,7 @@ class BertConfig:
     norm_epsilon: float
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or self.width % self.heads:
-            raise ValueError(
-                f"BertConfig has {self.heads} heads for a width of {self.width}, which they do not "
-                f"divide. Correct the config."
-            )
+        check_heads(type(self).__name__, self.heads, self.width)
 
 
 class BertLayer(nn.Module):

@@ -14,7 +14,7 @@ from ._attention import attend_to_itself
 from ._layer_norm import LayerNorm
 from ._llama_weights import cast_dtype
 from ._origins import lazy_tree, open_folder, Origin, Tensors
-from ._settings import Settings
+from ._settings import check_heads, Settings
 
 DType = Any
 # What activation `gelu_new` means: the tanh form.
@@ -34,11 +34,7 @@ class GPT2Config:
     norm_epsilon: float
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or self.width % self.heads:
-            raise ValueError(
-                f"GPT2Config has {self.heads} heads for a width of {self.width}, which they do not "
-                f"divide. Correct the config."
-            )
+        check_heads(type(self).__name__, self.heads, self.width)
 
 
 class GPT2Block(nn.Module):

@@ -62,3 +62,16 @@ class Settings:
             return config(**fields)
         except ValueError as error:
             raise CheckpointError(f"{self.where}: {error}") from None
+
+
+def check_heads(name: str, heads: int, width: int) -> None:
+    """Refuses heads that do not divide the width of the stream.
+
+    Raises:
+      ValueError: they do not; `name` is what the message calls the config.
+    """
+    if heads < 1 or width % heads:
+        raise ValueError(
+            f"{name} has {heads} heads for a width of {width}, which they do not divide. Correct "
+            "the config."
+        )

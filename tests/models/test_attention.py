@@ -4,23 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_configs import LLAMA as CONFIG
 
-from jaxquant.models import LlamaConfig
 from jaxquant.models._attention import attend, attend_to_itself, rotate, rotation
-
-CONFIG = LlamaConfig(
-    vocab_size=8,
-    width=32,
-    hidden=32,
-    layers=1,
-    heads=4,
-    kv_heads=2,
-    head_dim=16,
-    rope_theta=1e4,
-    norm_epsilon=1e-5,
-    max_length=64,
-    tied=True,
-)
 
 
 def _random(seed, *shape):
