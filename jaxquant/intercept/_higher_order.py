@@ -23,7 +23,7 @@ Rule = Callable[[Evaluator, Any, list[Any], Position], list[Any]]
 
 def _jit(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
     params = eqn.params
-    if ev.mode.tracks_constants:
+    if ev.mode.tracks_constants or ev.mode.flattens:
         # Constants stay recognizable; nothing is computed in this mode.
         return ev.closed(params["jaxpr"], operands, position)
 
@@ -60,6 +60,9 @@ def _call(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> l
 
 
 def _remat(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
+    if ev.mode.flattens:
+        return ev.closed(eqn.params["jaxpr"], operands, position)
+
     def body(*args: Any) -> Any:
         return ev.scoped(eqn.params["jaxpr"], args, position)
 
