@@ -44,7 +44,8 @@ MOVES = {"optimization_barrier": barrier, "device_put": device_put}
 class Use:
     """One equation reading one weight.
 
-    `operands` are what it reads, each as it was before a `shard_map` said that it may vary.
+    `operands` are what it reads, each as it was before a `shard_map` said that it may vary. `memo`
+    keeps what was found out about values of the same scope.
     """
 
     site: str
@@ -56,6 +57,7 @@ class Use:
     reason: str | None
     eqn: Any
     operands: tuple[Any, ...]
+    memo: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
 
 @runtime_checkable
@@ -103,6 +105,7 @@ class Evaluator:
         self.dependence = dependence
         self._names: tuple[str, ...] = ()
         self.stats: dict[str, Any] = {}
+        self._memo: dict[Any, Any] = {}
         self.scans: dict[str, tuple[Position, ...]] = {}
         self._numbers: dict[str, dict[Position, int]] = {}
         self._constants: dict[int, Any] = {}
@@ -120,11 +123,12 @@ class Evaluator:
     @contextlib.contextmanager
     def collecting(self) -> Iterator[dict[str, Any]]:
         """Statistics of what is evaluated inside, kept apart from those outside."""
-        outer, self.stats = self.stats, {}
+        outer, memo = self.stats, self._memo
+        self.stats, self._memo = {}, {}
         try:
             yield self.stats
         finally:
-            self.stats = outer
+            self.stats, self._memo = outer, memo
 
     def add(self, stats: dict[str, Any]) -> None:
         """Adds statistics by site to those of the present level."""
@@ -321,6 +325,7 @@ class Evaluator:
                     reason=reason,
                     eqn=eqn,
                     operands=shared,
+                    memo=self._memo,
                 )
             )
         out, stats = self.mode.compute(uses, operands, eqn)

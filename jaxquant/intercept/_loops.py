@@ -15,6 +15,7 @@ from jax import lax
 from ..qarray import Layout, relayout, retile
 from ._evaluate import Evaluator, shape_of
 from ._modes import ListSites
+from ._shared import share, unshare
 from ._weight import is_weight, Joined, Position, same_view, Weight
 
 
@@ -71,7 +72,7 @@ def scan_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) 
         carry, total = state
         news, ys, stats = run(carry, slices)
         total = {site: ev.mode.merge(site, have, stats[site]) for site, have in total.items()}
-        return (news, total), (ys, {site: stats[site] for site in stacked})
+        return (news, total), (ys, share({site: stats[site] for site in stacked}))
 
     (final, summed), (ys, layers) = lax.scan(
         step,
@@ -81,7 +82,7 @@ def scan_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) 
         reverse=params["reverse"],
         unroll=params["unroll"],
     )
-    ev.add({**summed, **layers})
+    ev.add({**summed, **unshare(layers)})
     ys = _interleave(handed_on, ys, len(eqn.outvars) - num_carry)
     return [*_interleave(fixed, final, num_carry), *ys]
 
