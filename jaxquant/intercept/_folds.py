@@ -77,7 +77,7 @@ class Fold:
 def _braced(paths: tuple[str, ...]) -> str:
     """`a/{x,y}/b` for `a/x/b` and `a/y/b`."""
     split = [path.split("/") for path in paths]
-    if len({len(parts) for parts in split}) == 1:
+    if {len(parts) for parts in split} == {max(2, len(split[0]))}:
         differ = [i for i, names in enumerate(zip(*split, strict=True)) if len({*names}) > 1]
         if len(differ) == 1:
             (i,) = differ
@@ -159,8 +159,13 @@ class _Walk:
         self.channels: dict[int, Channels] = {}
         self.sources: list[_End] = []
         self.sites: list[_End] = []
+        self.steps = _live(graph)
+        self.users: dict[int, list[Step]] = {}
+        for step in self.steps:
+            for value in step.reads:
+                self.users.setdefault(value, []).append(step)
         self.kernels = self._kernels()
-        for step in graph.steps:
+        for step in self.steps:
             self._step(step)
         for value in graph.outputs:
             self.book.fix(self._read(value))
@@ -171,19 +176,16 @@ class _Walk:
         returned = {x for x in graph.outputs if isinstance(x, Value)}
         shared = self._shared_paths()
         for value, root in graph.roots.items():
-            at, users = value, graph.users.get(value, ())
+            at, users = value, self.users.get(value, [])
             if root.path in shared:
                 continue
             size = math.prod(graph.avals[value].shape)
-            if len(users) == 1 and value not in returned and 1 < size <= _LARGEST:
-                candidate = True
-            else:
-                candidate = False
+            candidate = len(users) == 1 and 1 < size <= _LARGEST
             while len(users) == 1 and users[0].mark is None and at not in returned:
                 if len(users[0].outputs) > 1 or len(users[0].reads) > 1:
                     break
                 (at,) = users[0].outputs
-                users = graph.users.get(at, ())
+                users = self.users.get(at, [])
             if len(users) == 1 and at not in returned and _reads_weight(users[0], root):
                 kernels.add(users[0].outputs[0])
             elif candidate:
@@ -194,8 +196,9 @@ class _Walk:
     def _shared_paths(self) -> set[str]:
         """Stacked parameters that are read as a whole too, or sliced in several ways."""
         ways: dict[str, set[tuple[int, ...]]] = {}
+        returned = {x for x in self.graph.outputs if isinstance(x, Value)}
         for value, root in self.graph.roots.items():
-            if value in self.graph.users or value in self.graph.outputs:
+            if value in self.users or value in returned:
                 ways.setdefault(root.path, set()).add(tuple(axis for axis, _ in root.steps))
         return {path for path, found in ways.items() if len(found) > 1}
 
@@ -350,6 +353,16 @@ class _Walk:
             shape=tuple(whole.shape),
             channels=None if identity else whole,
         )
+
+
+def _live(graph: Graph) -> list[Step]:
+    """The steps that the outputs need. Others are left over where a slice of a stack took over."""
+    needed, steps = {x for x in graph.outputs if isinstance(x, Value)}, []
+    for step in reversed(graph.steps):
+        if not needed.isdisjoint(step.outputs):
+            needed.update(step.reads)
+            steps.append(step)
+    return steps[::-1]
 
 
 def _reads_weight(step: Step, root: Root) -> bool:

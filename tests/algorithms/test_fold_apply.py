@@ -1,5 +1,7 @@
 """Folding leaves a model's function as it is."""
 
+import functools
+
 import fold_cases
 import jax
 import jax.numpy as jnp
@@ -16,9 +18,10 @@ from jaxquant.intercept._folds import find_folds, tie
 from jaxquant.intercept._variables import parameters
 
 
+@functools.cache
 def made(name):
     model, variables, args, apply = fold_cases.CASES[name][0]()
-    return variables, args, apply, find_folds(trace(model, variables, *args))
+    return variables, args, jax.jit(apply), find_folds(trace(model, variables, *args))
 
 
 def powers(fold, rng):
@@ -37,13 +40,12 @@ def test_powers_of_two_change_no_bit_of_the_result(name):
     before, after = parameters(variables), parameters(scaled)
     changed = {path for path in before if (before[path] != after[path]).any()}
     assert changed == {str(e.root.path) for f in folds for e in (*f.sources, *f.sites)}
-    run = jax.jit(apply)
-    np.testing.assert_array_equal(run(scaled, *args), run(variables, *args))
+    np.testing.assert_array_equal(apply(scaled, *args), apply(variables, *args))
 
 
 @pytest.mark.parametrize("name", FOLDED)
 def test_every_fold_matters_by_itself(name):
-    """Without the weights of one site the result would be another: no site is scaled for nothing."""
+    """Without the weights of one site the result would be another: none is scaled for nothing."""
     variables, args, apply, folds = made(name)
     rng = np.random.default_rng(6)
     for fold in folds[:4]:
