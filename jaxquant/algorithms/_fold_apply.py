@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float32
 
 from ..intercept import Root
-from ..intercept._folds import checked, Fold
+from ..intercept._fold import checked, Fold
 from ..intercept._variables import map_leaves, parameters
 from ..qarray import QArray
 

@@ -165,9 +165,7 @@ def _expand(book: Book, eqn: Any, x: Operands) -> list[Channels]:
 
 def _broadcast(book: Book, eqn: Any, x: Operands) -> list[Channels]:
     sizes = [1] * len(eqn.params["shape"])
-    for place, size in zip(
-        eqn.params["broadcast_dimensions"], x.channels[0].shape, strict=True
-    ):
+    for place, size in zip(eqn.params["broadcast_dimensions"], x.channels[0].shape, strict=True):
         sizes[place] = size
     return [x.channels[0].reshape(sizes)]
 
@@ -206,13 +204,11 @@ def _concatenate(book: Book, eqn: Any, x: Operands) -> list[Channels]:
 
 
 def _pad(book: Book, eqn: Any, x: Operands) -> list[Channels]:
-    """Padding with zeros leaves channels where they are; with anything else only along others."""
+    """Padding with zeros leaves channels where they are."""
     (channels, filler), config = x.channels, eqn.params["padding_config"]
     padded = [a for a, sizes in enumerate(config) if any(sizes)]
-    if filler.item() != ZERO:
-        if padded:
-            book.fix(channels)
-        return [book.resolve(channels)]
+    if padded and filler.item() != ZERO:
+        return _unknown(book, eqn, x)
     for axis in padded:
         low, high, inner = config[axis]
         if channels.shape[axis] == 1:

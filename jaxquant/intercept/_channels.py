@@ -38,6 +38,9 @@ class Book:
         self._fixed = np.zeros(0, bool)
         self._sizes = np.zeros(0, np.int32)
 
+    def __len__(self) -> int:
+        return self._count
+
     def new(self, shape: tuple[int, ...], sizes: int = -1) -> Channels:
         """As many new channels as `shape` holds."""
         start, self._count = self._count, self._count + math.prod(shape)

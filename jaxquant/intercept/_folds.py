@@ -8,15 +8,14 @@ equations (`_channels`) until a site sums over them, or something else than a pr
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
 
 from ._channel_rules import apply_rule, fixed_along, gathered, Operands, product_of_axes
 from ._channels import any_in, Book, Channels, FREE, free, ZERO
+from ._fold import Fold, SiteRef, Source
 from ._graph import Graph, Step, Value
 from ._mark import Root
 from ._roles import ragged_axes
@@ -24,107 +23,6 @@ from ._stored import Stored, stored_axes
 
 # A larger array that no site reads is no norm's; its channels are not followed one by one.
 _LARGEST = 1 << 20
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Source:
-    """A parameter, or a slice of one, that is divided by `s`.
-
-    `channels` broadcasts to it and says which element of `s` (flattened) each element is divided
-    by; -1 is none.
-    """
-
-    root: Root
-    channels: Channels
-
-    def __str__(self) -> str:
-        return str(self.root)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class SiteRef:
-    """A site, the `root` of whose weight is multiplied by `s`; `channels` as in `Source`."""
-
-    site: str
-    root: Root
-    channels: Channels
-
-    def __str__(self) -> str:
-        return str(self.root)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Fold:
-    """Sites that read one input, and the parameters that it is in proportion to.
-
-    `s` has the shape `shape`: `[k]` in the order of the weights' columns in matrix form, with the
-    stack axes of the sites before it if these can be scaled each by itself (experts). Where inputs
-    have to be scaled alike (a key head that several query heads share) `channels` names for each
-    the first of its class, and -1 for those that cannot be scaled; it is `None` where each input
-    has a factor of its own.
-    """
-
-    sites: tuple[SiteRef, ...]
-    sources: tuple[Source, ...]
-    shape: tuple[int, ...]
-    channels: Channels | None = dataclasses.field(default=None, repr=False)
-
-    def __str__(self) -> str:
-        ends = (_braced(tuple(map(str, part))) for part in (self.sources, self.sites))
-        return " -> ".join(ends)
-
-
-def _braced(paths: tuple[str, ...]) -> str:
-    """`a/{x,y}/b` for `a/x/b` and `a/y/b`."""
-    split = [path.split("/") for path in paths]
-    if {len(parts) for parts in split} == {max(2, len(split[0]))}:
-        differ = [i for i, names in enumerate(zip(*split, strict=True)) if len({*names}) > 1]
-        if len(differ) == 1:
-            (i,) = differ
-            names = ",".join(dict.fromkeys(parts[i] for parts in split))
-            return "/".join([*split[0][:i], f"{{{names}}}", *split[0][i + 1 :]])
-    return ", ".join(dict.fromkeys(paths))
-
-
-def tie(s: Any, fold: Fold, *, largest: bool = False) -> Float32[np.ndarray, "..."]:
-    """`s` made constant within each class of `fold`, and 1 where nothing can be scaled.
-
-    A class gets the geometric mean of its members, or the largest.
-
-    **Raises:** `ValueError` if `s` has another shape than `fold`, or is not positive and finite.
-    """
-    s = checked(s, fold)
-    if fold.channels is None:
-        return s
-    flat, classes = s.reshape(-1).astype(np.float64), fold.channels.reshape(-1)
-    out = np.ones_like(flat)
-    real = classes >= 0
-    _, members = np.unique(classes[real], return_inverse=True)
-    if largest:
-        combined = np.zeros(int(members.max(initial=-1)) + 1)
-        np.maximum.at(combined, members, flat[real])
-    else:
-        combined = np.exp(np.bincount(members, np.log(flat[real])) / np.bincount(members))
-    out[real] = combined[members]
-    return out.reshape(s.shape).astype(np.float32)
-
-
-def checked(s: Any, fold: Fold) -> Float32[np.ndarray, "..."]:
-    """`s` in float32.
-
-    **Raises:** `ValueError` if it has another shape than `fold`, or is not positive and finite.
-    """
-    s = np.asarray(s).astype(np.float32)
-    if s.shape != fold.shape:
-        raise ValueError(f"The fold {fold} takes factors {fold.shape}, not {s.shape}.")
-    bad = ~(np.isfinite(s) & (s > 0))
-    if bad.any():
-        where = [int(i) for i in np.argwhere(bad)[0]]
-        raise ValueError(
-            f"The fold {fold} was given the factor {s[tuple(where)]} at {where}. Factors have to "
-            "be positive and finite."
-        )
-    return s
 
 
 def find_folds(graph: Graph) -> tuple[Fold, ...]:
@@ -159,6 +57,7 @@ class _Walk:
         self.channels: dict[int, Channels] = {}
         self.sources: list[_End] = []
         self.sites: list[_End] = []
+        self.returned = {x for x in graph.outputs if isinstance(x, Value)}
         self.steps = _live(graph)
         self.users: dict[int, list[Step]] = {}
         for step in self.steps:
@@ -172,40 +71,45 @@ class _Walk:
 
     def _kernels(self) -> set[int]:
         """The sites (by their result) whose weight nothing else reads; others get channels here."""
-        graph, kernels = self.graph, set()
-        returned = {x for x in graph.outputs if isinstance(x, Value)}
-        shared = self._shared_paths()
-        for value, root in graph.roots.items():
-            at, users = value, self.users.get(value, [])
-            if root.path in shared:
+        kernels, shared = set(), self._shared_paths()
+        for value, root in self.graph.roots.items():
+            if root.path in shared or len(self.users.get(value, [])) != 1:
                 continue
-            size = math.prod(graph.avals[value].shape)
-            candidate = len(users) == 1 and 1 < size <= _LARGEST
-            while len(users) == 1 and users[0].mark is None and at not in returned:
-                if len(users[0].outputs) > 1 or len(users[0].reads) > 1:
-                    break
-                (at,) = users[0].outputs
-                users = self.users.get(at, [])
-            if len(users) == 1 and at not in returned and _reads_weight(users[0], root):
-                kernels.add(users[0].outputs[0])
-            elif candidate:
-                self.channels[value] = self.book.new(tuple(graph.avals[value].shape))
+            site = self._only_site(value, root)
+            shape = tuple(self.graph.avals[value].shape)
+            if site is not None:
+                kernels.add(site)
+            elif 1 < math.prod(shape) <= _LARGEST:
+                self.channels[value] = self.book.new(shape)
                 self.sources.append(_End(root=root, channels=self.channels[value], stored=None))
         return kernels
+
+    def _only_site(self, value: int, root: Root) -> int | None:
+        """The result of the site that is all that comes of a parameter, through views of it."""
+        while value not in self.returned:
+            match self.users.get(value, []):
+                case [Step(mark=None, outputs=(view,), reads=(_,))]:
+                    value = view
+                case [Step(outputs=(out,)) as step] if _reads_weight(step, root):
+                    return out
+                case _:
+                    return None
+        return None
 
     def _shared_paths(self) -> set[str]:
         """Stacked parameters that are read as a whole too, or sliced in several ways."""
         ways: dict[str, set[tuple[int, ...]]] = {}
-        returned = {x for x in self.graph.outputs if isinstance(x, Value)}
         for value, root in self.graph.roots.items():
-            if value in self.users or value in returned:
+            if value in self.users or value in self.returned:
                 ways.setdefault(root.path, set()).add(tuple(axis for axis, _ in root.steps))
         return {path for path, found in ways.items() if len(found) > 1}
 
     def _read(self, x: Any) -> Channels:
         if isinstance(x, Value):
             found = self.channels.get(x)
-            return free(len(self.graph.avals[x].shape)) if found is None else self.book.resolve(found)
+            return (
+                free(len(self.graph.avals[x].shape)) if found is None else self.book.resolve(found)
+            )
         zero = np.ndim(x.val) == 0 and bool(x.val == 0)
         return free(len(x.aval.shape), ZERO if zero else FREE)
 
@@ -261,47 +165,54 @@ class _Walk:
         if not owned or stored is None:
             return free(len(out.shape))
         ids, present = stored.new(self.book, use.op, sizes)
-        self.sources.append(
-            _End(root=mark.root, channels=ids, stored=stored, experts=experts)
-        )
+        self.sources.append(_End(root=mark.root, channels=ids, stored=stored, experts=experts))
         return _rows(self.book, step, use, present, shapes, len(out.shape))
 
     def folds(self) -> tuple[Fold, ...]:
         """What came of the walk."""
-        ends = [(end, np.maximum(self.book.resolve(end.channels), FREE)) for end in self.sources]
-        by_channel: dict[int, list[int]] = {}
-        for i, (_, channels) in enumerate(ends):
-            for c in np.unique(channels[channels >= 0]):
-                by_channel.setdefault(int(c), []).append(i)
+        taken = [np.maximum(self.book.resolve(end.channels), FREE) for end in self.sites]
+        group_of, leaders = self._groups(taken)
+        sources: dict[int, list[tuple[_End, Channels]]] = {leader: [] for leader in leaders}
+        for end in self.sources:
+            channels = np.maximum(self.book.resolve(end.channels), FREE)
+            for leader in np.unique(group_of[channels[channels >= 0]]):
+                if leader >= 0:
+                    sources[int(leader)].append((end, channels))
         found = []
-        for group in self._groups():
-            taken = np.unique(np.concatenate([channels.reshape(-1) for _, channels in group]))
-            wanted = sorted({i for c in taken if c >= 0 for i in by_channel[int(c)]})
-            fold = self._fold(group, [ends[i] for i in wanted])
+        for leader, members in leaders.items():
+            group = [(self.sites[i], taken[i]) for i in members]
+            fold = self._fold(group, sources[leader])
             if fold is not None:
                 found.append(fold)
         return tuple(found)
 
-    def _groups(self) -> list[list[tuple[_End, Channels]]]:
-        """Sites that have channels in common, directly or through others, in order."""
-        taken = [np.maximum(self.book.resolve(end.channels), FREE) for end in self.sites]
-        leader = [*range(len(taken))]
-        first: dict[int, int] = {}
+    def _groups(self, taken: list[Channels]) -> tuple[np.ndarray, dict[int, list[int]]]:
+        """Sites that have channels in common, directly or through others, by the first of them.
+
+        Also the group of each channel, -1 where it is in none.
+        """
+        owner = np.full(len(self.book), -1, np.int32)
+        leader = np.arange(len(taken), dtype=np.int32)
         for i, channels in enumerate(taken):
-            for c in np.unique(channels[channels >= 0]):
-                a, b = sorted((leader[first.setdefault(int(c), i)], leader[i]))
-                if a != b:
-                    leader = [a if x == b else x for x in leader]
-        groups: dict[int, list[tuple[_End, Channels]]] = {}
+            own = channels[channels >= 0]
+            met = np.unique(leader[owner[own][owner[own] >= 0]])
+            if len(met):
+                leader[np.isin(leader, met)] = met[0]
+                leader[i] = met[0]
+            owner[own] = i
+        groups: dict[int, list[int]] = {}
         for i, channels in enumerate(taken):
             if any_in(channels):
-                groups.setdefault(leader[i], []).append((self.sites[i], channels))
-        return list(groups.values())
+                groups.setdefault(int(leader[i]), []).append(i)
+        return np.where(owner >= 0, leader[owner], np.int32(-1)), groups
 
     def _fold(
         self, group: list[tuple[_End, Channels]], ends: list[tuple[_End, Channels]]
     ) -> Fold | None:
-        """The fold of these sites; `None` where they do not read the same inputs in one order."""
+        """The fold of these sites; `None` where they do not read the same inputs in one order.
+
+        Nor is there one where all inputs would have one factor, which moves no outlier.
+        """
         matrices = [end.stored.matrix(channels) for end, channels in group if end.stored]
         first = matrices[0]
         if any(m.shape != first.shape or (m != first).any() for m in matrices):
@@ -309,8 +220,7 @@ class _Walk:
         flat = first.reshape(-1)
         classes, places = np.unique(flat, return_index=True)
         place = {int(c): int(i) for c, i in zip(classes, places, strict=True) if c >= 0}
-        if len(place) == 1 and flat.size > 1:
-            # One factor for all inputs moves no outlier.
+        if len(place) == 1:
             return None
         of = np.full(max(place) + 2, FREE, np.int32)
         of[list(place)] = list(place.values())
@@ -357,7 +267,8 @@ class _Walk:
 
 def _live(graph: Graph) -> list[Step]:
     """The steps that the outputs need. Others are left over where a slice of a stack took over."""
-    needed, steps = {x for x in graph.outputs if isinstance(x, Value)}, []
+    needed: set[int] = {x for x in graph.outputs if isinstance(x, Value)}
+    steps: list[Step] = []
     for step in reversed(graph.steps):
         if not needed.isdisjoint(step.outputs):
             needed.update(step.reads)
@@ -368,9 +279,7 @@ def _live(graph: Graph) -> list[Step]:
 def _reads_weight(step: Step, root: Root) -> bool:
     """Whether a step is a site of this parameter and of no other."""
     mark = step.mark
-    return (
-        mark is not None and mark.root == root and not mark.others and mark.use.roles is not None
-    )
+    return mark is not None and mark.root == root and not mark.others and mark.use.roles is not None
 
 
 def _columns(
@@ -426,4 +335,3 @@ def _rows(
         place, kept = 1, axes[1][2]
     sizes[place] = present.shape[kept]
     return present.reshape(sizes)
-

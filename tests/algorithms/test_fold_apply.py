@@ -14,7 +14,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxquant as jq
 from jaxquant.algorithms._fold_apply import apply_folds, ScaledArray
 from jaxquant.intercept import trace
-from jaxquant.intercept._folds import find_folds, tie
+from jaxquant.intercept._fold import tie
+from jaxquant.intercept._folds import find_folds
 from jaxquant.intercept._variables import parameters
 
 

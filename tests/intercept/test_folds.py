@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxquant.intercept._folds import find_folds, tie
+from jaxquant.intercept._folds import find_folds
 from jaxquant.intercept._graph import trace
 
 
@@ -40,19 +40,19 @@ def test_query_heads_that_share_a_key_head_share_factors():
     # 4 query heads of 16, of which two each read one of 2 key heads.
     wanted = np.arange(64).reshape(2, 2, 16)[:, :1].repeat(2, axis=1).reshape(-1)
     np.testing.assert_array_equal(fold.channels, wanted)
-    s = np.exp(np.random.default_rng(0).normal(size=64)).astype(np.float32)
-    heads = s.reshape(2, 2, 16)
-    for largest, combined in ((False, np.sqrt(heads.prod(axis=1))), (True, heads.max(axis=1))):
-        tied = tie(s, fold, largest=largest).reshape(2, 2, 16)
-        # A mean of logarithms in float64, rounded to float32 once.
-        np.testing.assert_allclose(tied, combined[:, None].repeat(2, axis=1), rtol=4e-7)
-        np.testing.assert_array_equal(tie(tied.reshape(-1), fold, largest=True), tied.reshape(-1))
 
 
 def test_only_the_columns_that_are_used_in_proportion_are_scaled():
     folds, _ = folds_of(fold_cases.CASES["half of a joined linear"])
     (source,) = folds[0].sources
     np.testing.assert_array_equal(source.channels, [[*[-1] * 8, *range(8)]])
+
+
+def test_inputs_that_cannot_be_scaled_are_named():
+    (fold,), _ = folds_of(fold_cases.CASES["half of an input"])
+    np.testing.assert_array_equal(fold.channels, [*range(8), *[-1] * 8])
+    np.testing.assert_array_equal(fold.sites[0].channels[:, 0], fold.channels)
+    np.testing.assert_array_equal(fold.sources[0].channels, np.arange(8))
 
 
 def test_each_expert_has_factors_of_its_own_where_only_experts_read_them():
@@ -151,15 +151,6 @@ class Refused(nn.Module):
 def test_no_fold_where(what):
     model = Refused(what=what)
     assert find_folds(trace(model, model.init(jax.random.key(0), X), X)) == ()
-
-
-def test_what_a_fold_is_scaled_by_has_its_shape_and_is_positive():
-    (fold,), _ = folds_of(fold_cases.CASES["linear to linear"])
-    with pytest.raises(ValueError, match=r"a/\{bias,kernel\} -> b/kernel takes factors \(8,\)"):
-        tie(np.ones(7, np.float32), fold)
-    for bad in (0.0, -1.0, np.nan, np.inf):
-        with pytest.raises(ValueError, match=r"at \[2\]. Factors have to be positive"):
-            tie(np.asarray([1, 1, bad, 1, 1, 1, 1, 1], np.float32), fold)
 
 
 def test_a_graph_of_shapes_gives_the_same_folds():

@@ -254,6 +254,20 @@ CASES = {
         chain(layer("a"), of(lambda x: x * 0.5), norm("n"), layer("b")),
         ["n/{bias,scale} -> b/kernel"],
     ),
+    "half of an input": (
+        chain(
+            lambda x, dense: jnp.concatenate([nn.RMSNorm(name="norm")(x), jnp.tanh(x)], -1),
+            layer("a"),
+        ),
+        ["norm/scale -> a/kernel"],
+    ),
+    # The second linear reads its inputs in another order than the first.
+    "two orders of one input": (
+        chain(
+            lambda x, dense: dense("a")(y := nn.RMSNorm(name="norm")(x)) + dense("b")(y[..., ::-1])
+        ),
+        [],
+    ),
     "convolutions": (
         lambda: linen(Convolutions(), X),
         ["a/{bias,kernel} -> b/kernel"],
