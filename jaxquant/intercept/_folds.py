@@ -204,7 +204,8 @@ class _Walk:
         for i, channels in enumerate(taken):
             if any_in(channels):
                 groups.setdefault(int(leader[i]), []).append(i)
-        return np.where(owner >= 0, leader[owner], np.int32(-1)), groups
+        owner[owner >= 0] = leader[owner[owner >= 0]]
+        return owner, groups
 
     def _fold(
         self, group: list[tuple[_End, Channels]], ends: list[tuple[_End, Channels]]
