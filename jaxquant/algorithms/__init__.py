@@ -1,5 +1,10 @@
 """Choosing codes for weights, one file a paper: weights and a scheme in, QArrays out."""
 
+from ._fold_apply import (
+    apply_folds as apply_folds,
+    root_factors as root_factors,
+    ScaledArray as ScaledArray,
+)
 from ._gptq import GPTQ as GPTQ, gptq as gptq, gram_losses as gram_losses, Order as Order
 from ._matrix import (
     as_matrix as as_matrix,

@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float32
 
-from ..intercept import Root
-from ..intercept._fold import checked, Fold
+from ..intercept import Fold, Root
+from ..intercept._fold import checked
 from ..intercept._variables import map_leaves, parameters
 from ..qarray import QArray
 
@@ -131,8 +131,8 @@ def apply_folds(variables: Any, folds: Sequence[tuple[Fold, Any]]) -> Any:
     """The variables with each `s` folded in: the same function, other inputs of sites.
 
     Works on Linen's trees and NNX's states; layers stored as a stack get one `s` each. Dtypes and
-    shardings stay. Leaves that are neither JAX's nor NumPy's are read when someone asks for them
-    (`ScaledArray`), and so are the shapes of a model without numbers left alone.
+    shardings stay. Arrays of JAX and NumPy are multiplied at once, lazily loaded ones when they are
+    read (`ScaledArray`); where a leaf is a shape alone there is nothing to do.
 
     **Raises:** `ValueError` as `root_factors`, or where a parameter is missing or quantized.
 

@@ -31,8 +31,8 @@ def find_folds(graph: Graph) -> tuple[Fold, ...]:
     Parameters that are read more than once (a tied embedding) neither absorb nor are sources, nor
     are inputs scaled that also go elsewhere (a residual, an output, a nonlinearity other than
     `relu` and its like, which are proportional for `s > 0`). Where two sources could serve (two
-    factors of a product) it is the one with more channels, else the last factor. The sums that the
-    graph's call makes stay what they are; other methods of the model are not looked at.
+    factors of a product) it is the one with more channels, else the last factor. The call that was
+    traced computes the same after folding; other methods of the model are not looked at.
     """
     return _Walk(graph).folds()
 

@@ -5,6 +5,7 @@ import functools
 import fold_cases
 import jax
 import jax.numpy as jnp
+import linen_models
 import ml_dtypes
 import numpy as np
 import pytest
@@ -12,10 +13,8 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxquant as jq
-from jaxquant.algorithms._fold_apply import apply_folds, ScaledArray
-from jaxquant.intercept import trace
-from jaxquant.intercept._fold import tie
-from jaxquant.intercept._folds import find_folds
+from jaxquant.algorithms import apply_folds, ScaledArray
+from jaxquant.intercept import find_folds, tie, trace
 from jaxquant.intercept._variables import parameters
 
 
@@ -58,6 +57,17 @@ def test_every_fold_matters_by_itself(name):
             lambda path, x, kept=kept, known=known: known[path] if path == kept else x, scaled
         )
         assert (apply(half, *args) != apply(variables, *args)).any()
+
+
+@pytest.mark.parametrize("case", [c for c in linen_models.CASES if not c.options()], ids=str)
+def test_models_that_were_made_for_other_tests(case):
+    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    variables = case.model.init(rngs, *case.args)
+    rng = np.random.default_rng(4)
+    folds = find_folds(trace(case.model, variables, *case.args))
+    scaled = apply_folds(variables, [(fold, powers(fold, rng)) for fold in folds])
+    apply = jax.jit(case.model.apply)
+    np.testing.assert_array_equal(apply(scaled, *case.args), apply(variables, *case.args))
 
 
 def test_any_factors_change_the_result_by_rounding_only():
