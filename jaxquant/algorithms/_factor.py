@@ -40,4 +40,3 @@ def damped_factor(
     eye = jnp.eye(k, dtype=jnp.float32)
     factor = lax.cond(done, lambda: factor, lambda: eye)
     return factor, jnp.where(done, used, jnp.inf)
-

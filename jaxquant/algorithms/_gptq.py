@@ -137,7 +137,9 @@ def _gptq(
     runs = panels(k, k if given else width, how.block)
     if given:
         # One group of all columns need not be of whole blocks.
-        runs = dataclasses.replace(runs, sizes=runs.sizes[1:] if len(runs.sizes) > 2 else runs.sizes)
+        runs = dataclasses.replace(
+            runs, sizes=runs.sizes[1:] if len(runs.sizes) > 2 else runs.sizes
+        )
     diagonal = jnp.diagonal(gram)
     mean = diagonal.mean()
     mean = jnp.where(mean == 0, 1.0, mean)
@@ -152,9 +154,7 @@ def _gptq(
         by: Any = _given(plain, places, permutation, n, rows, width)
     else:
         by = _in_turn(runs, scheme, n, rows)
-    errors, codes, kept = round_columns(
-        factor, columns, panels=runs, format=scheme.values, by=by
-    )
+    errors, codes, kept = round_columns(factor, columns, panels=runs, format=scheme.values, by=by)
     # Where each column of the order lies among the slots.
     slot_of = np.argsort(np.where(places < 0, k, places), kind="stable")[:k]
     own = slot_of if permutation is None else jnp.asarray(slot_of)[jnp.argsort(permutation)]
@@ -163,7 +163,9 @@ def _gptq(
     if given:
         scale, zero = plain.scale, plain.zero_point
     else:
-        scale, zero = _parts(kept, scheme, permutation if how.order is Order.GROUPED else None, width)
+        scale, zero = _parts(
+            kept, scheme, permutation if how.order is Order.GROUPED else None, width
+        )
     chosen = Chosen(
         codes=codes,
         scale=scale,
@@ -190,9 +192,7 @@ def gram_losses(errors: Float[Array, "n k"], gram: Float[Array, "k k"]) -> Float
     return (jnp.matmul(errors, gram, precision=lax.Precision.HIGHEST) * errors).sum(axis=1)
 
 
-def _order(
-    diagonal: Float[Array, " k"], width: int, order: Order
-) -> Int[Array, " k"] | None:
+def _order(diagonal: Float[Array, " k"], width: int, order: Order) -> Int[Array, " k"] | None:
     """The columns in the order in which they are rounded; `None` as they lie."""
     if order is Order.STORED:
         return None
@@ -279,7 +279,9 @@ def _in_turn(runs: Panels, scheme: Scheme, n: int, rows: int) -> InTurn:
             kept = parts(whole)
         else:
             kept = lax.cond(
-                turn == runs.groups - 1, lambda: parts(whole[runs.width - runs.last :]), lambda: parts(whole)
+                turn == runs.groups - 1,
+                lambda: parts(whole[runs.width - runs.last :]),
+                lambda: parts(whole),
             )
         scale, zero = (
             None if part is None else spread(part[None], (1, rows), (1, n))[0] for part in kept
