@@ -19,10 +19,10 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from ..intercept._observers import Gram
 from ..numerics import encode, Format
+from ..numerics._scale import zero_point as zero_point_of
 from ..qarray import dequantize, QArray, quantize_array, Scheme, tile_shape
 from ..qarray._qarray import scale_values, spread
 from ..qarray._quantize import stored_scale, wanted_scale
-from ..numerics._scale import zero_point as zero_point_of
 from ._columns import Given, Grid, InTurn, round_columns
 from ._factor import damped_factor
 from ._matrix import Chosen
@@ -135,11 +135,6 @@ def _gptq(
     # Scales that lie in one range with each other are made before any of them is used.
     given = width >= k or how.order is Order.STATIC or isinstance(scheme.scale, Scheme)
     runs = panels(k, k if given else width, how.block)
-    if given:
-        # One group of all columns need not be of whole blocks.
-        runs = dataclasses.replace(
-            runs, sizes=runs.sizes[1:] if len(runs.sizes) > 2 else runs.sizes
-        )
     diagonal = jnp.diagonal(gram)
     mean = diagonal.mean()
     mean = jnp.where(mean == 0, 1.0, mean)
@@ -345,7 +340,7 @@ def _notes(health: Health, how: GPTQ) -> tuple[str, ...]:
     notes = []
     if health.dead.any():
         notes.append(
-            f"{int(health.dead.sum())} inputs were always 0: their columns are rounded to nearest"
+            f"columns of inputs that were always 0, rounded to nearest: {health.dead.sum()}"
         )
     more = (health.damping > np.float32(how.damping)) & np.isfinite(health.damping)
     if more.any():
@@ -362,9 +357,9 @@ def _notes(health: Health, how: GPTQ) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _at(which: np.ndarray) -> str:
+def _at(which: Any) -> str:
     """Where in a stack; nothing for a single weight."""
-    if which.ndim == 0:
+    if np.ndim(which) == 0:
         return ""
     found = np.argwhere(which)[0].tolist()
     return f" at {found[0] if len(found) == 1 else tuple(found)} of the stack"
