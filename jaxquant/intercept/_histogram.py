@@ -219,7 +219,7 @@ class Histogram:
                 moved = rounded(seen, factor * low[at], factor * high[at]) - seen
                 losses.append((often * np.abs(moved / (high[at] - low[at])) ** power).sum())
             best[at] = factors[int(np.argmin(losses))]
-        return low * best, high * best
+        return np.asarray(low * best), np.asarray(high * best)
 
 
 def _carried(counts: Array) -> Array:
@@ -247,13 +247,13 @@ def _quantile(
     total = before[..., -1]
     rank = np.maximum(total - 1, 0) * (percent / 100)
 
-    def at(rank: np.ndarray) -> np.ndarray:
+    def at(rank: Any) -> Any:
         place = np.minimum((before <= rank[..., None]).sum(axis=-1), values.shape[-1] - 1)
         found = np.take_along_axis(values, place[..., None], axis=-1)[..., 0]
         found = np.where((rank == 0) & np.isfinite(first), first, found)
         return np.where(rank >= total - 1, last, found)
 
-    below, part = at(np.floor(rank)), rank - np.floor(rank)
-    above = at(np.ceil(rank))
-    some = total > 0
-    return np.where(some, below, 0) + part * (np.where(some, above, 0) - np.where(some, below, 0))
+    below, above, part = at(np.floor(rank)), at(np.ceil(rank)), rank - np.floor(rank)
+    # Ends of nothing are infinite: their difference would be no number.
+    below, above = (np.where(total > 0, end, 0) for end in (below, above))
+    return np.asarray(below + part * (above - below))
