@@ -89,13 +89,19 @@ def quantize(
     done.
 
     **Raises:** `ValueError` if a parameter is missing, has another shape than planned, or is not
-    finite.
+    finite, or if the plan needs data.
 
     ```python
     qvariables, account = jq.quantize(variables, plan, account=True)
     print(account)  # every site: its scheme, true bits, signal to noise, and why
     ```
     """
+    if plan.needs_calibration:
+        sites = plan.needs_calibration
+        raise ValueError(
+            f"The recipe {plan.recipe!r} needs data at {len(sites)} sites, {sites[0]} the first. "
+            "Give some: jaxquant.calibrate(model, variables, batches, plan)."
+        )
     known = parameters(variables)
     missing = [path for path in plan.by_path if path not in known]
     if missing:

@@ -2,8 +2,16 @@
 
 from ._account import Account as Account, SiteAccount as SiteAccount
 from ._front import observe as observe, plan as plan, wrap as wrap
+from ._graph import (
+    evaluate_step as evaluate_step,
+    Graph as Graph,
+    Step as Step,
+    trace as trace,
+    Value as Value,
+)
 from ._histogram import Histogram as Histogram
 from ._linen import interceptor as interceptor, LinenModel as LinenModel
+from ._mark import MarkedSite as MarkedSite, Root as Root
 from ._nnx import NNXModel as NNXModel
 from ._observers import (
     Count as Count,

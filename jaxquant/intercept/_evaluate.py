@@ -34,6 +34,9 @@ SITE_OPS = {
 }
 
 
+# What has no fixed sequence of equations, or runs elsewhere: it stays one equation of a flat graph.
+UNFLATTENED = ("while", "cond", "shard_map")
+
 MOVES = {"optimization_barrier": barrier, "device_put": device_put}
 
 
@@ -59,11 +62,12 @@ class Use:
 
 @runtime_checkable
 class Mode(Protocol):
-    """What is done at a site."""
+    """What is done at a site. One that `flattens` evaluates bodies in line, loops step by step."""
 
     tracks_constants: bool
     collects: bool
     products: bool
+    flattens: bool
 
     def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
         """The result of the equation, and statistics by site (or an empty dict)."""
@@ -222,7 +226,7 @@ class Evaluator:
         from ._higher_order import RULES
 
         name = eqn.primitive.name
-        if name in RULES:
+        if name in RULES and not (self.mode.flattens and name in UNFLATTENED):
             return RULES[name](self, eqn, operands, position)
         if name in SITE_OPS:
             return self.site(eqn, operands, position)

@@ -41,7 +41,7 @@ def plan(
     print(plan)
     ```
     """
-    function = _function(model)
+    function = pure_function(model)
     variables, _ = unstamped(variables)
     known = parameters(variables)
     quantized = next((path for path, x in known.items() if is_qarray(x)), None)
@@ -50,7 +50,7 @@ def plan(
             f"{quantized} is quantized already. Make the plan with the variables as they were."
         )
     mode = ListSites(products=recipe.has_products)
-    shapes = jax.tree.map(_shape, variables)
+    shapes = jax.tree.map(leaf_shape, variables)
     _abstractly(function, shapes, args, kwargs, mode, lambda path, x: True)
     placed = parameters(variables if sharding is None else sharding)
     shardings = {
@@ -58,7 +58,7 @@ def plan(
         for path, x in placed.items()
         if isinstance(found := x if sharding is not None else _sharding(x), NamedSharding)
     }
-    avals = {path: _shape(x) for path, x in known.items()}
+    avals = {path: leaf_shape(x) for path, x in known.items()}
     products = [plan_product(recipe, product) for product in mode.met.values()]
     made = make_plan(recipe, list(mode.uses.values()), mode.others, avals, shardings, products)
     # What breaks tiles shows only with QArrays in place: better now than in the first call.
@@ -69,7 +69,7 @@ def plan(
     return made
 
 
-def _shape(x: Any) -> Any:
+def leaf_shape(x: Any) -> Any:
     """Shape and dtype, with the sharding where that is a part of the type."""
     if not hasattr(x, "shape"):
         return x
@@ -83,7 +83,7 @@ def _sharding(x: Any) -> Any:
     return getattr(x, "sharding", None)
 
 
-def _function(model: Any) -> Any:
+def pure_function(model: Any) -> Any:
     if isinstance(model, nn.Module):
         return linen_function(model)
     if isinstance(model, nnx.Module):
@@ -164,7 +164,7 @@ def observe(
     stats["layers/0/mlp/up/kernel#dot"]["peak"]
     ```
     """
-    function = _function(model)
+    function = pure_function(model)
     variables, _ = unstamped(variables)
     paths = leaf_paths(variables)
     mode = Observe(observers)

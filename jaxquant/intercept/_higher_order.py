@@ -24,7 +24,7 @@ Rule = Callable[[Evaluator, Any, list[Any], Position], list[Any]]
 
 def _jit(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
     params = eqn.params
-    if ev.mode.tracks_constants:
+    if ev.mode.tracks_constants or ev.mode.flattens:
         # Constants stay recognizable; nothing is computed in this mode.
         return ev.closed(params["jaxpr"], operands, position)
     if ev.mode.collects:
@@ -66,6 +66,9 @@ def _call(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> l
 
 
 def _remat(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
+    if ev.mode.flattens:
+        return ev.closed(eqn.params["jaxpr"], operands, position)
+
     def body(*args: Any) -> Any:
         outs, stats = ev.scoped(eqn.params["jaxpr"], args, position)
         return outs, share(stats)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from ..qarray import Layout, relayout, retile
@@ -35,6 +36,8 @@ def scan_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) 
         operands[num_consts + num_carry :],
     )
     jaxpr = params["jaxpr"]
+    if ev.mode.flattens:
+        return _unrolled(ev, eqn, operands, position)
     xs = [_stack_first(_by_steps(ev, eqn, x)) for x in xs]
     first_slices = jax.tree.map(_first_slice, xs)
 
@@ -82,6 +85,27 @@ def scan_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) 
     ev.add({**summed, **unshare(layers)})
     ys = _interleave(handed_on, ys, len(eqn.outvars) - num_carry)
     return [*_interleave(fixed, final, num_carry), *ys]
+
+
+def _unrolled(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
+    """The steps of a scan one after the other; every step's sites have the same ids.
+
+    The mode says what a step sees of a stacked weight: `Mark.step`.
+    """
+    mode: Any = ev.mode
+    params = eqn.params
+    num_consts, num_carry = scan_counts(params)
+    consts, carry = operands[:num_consts], operands[num_consts : num_consts + num_carry]
+    xs = [_by_steps(ev, eqn, x) for x in operands[num_consts + num_carry :]]
+    order = range(params["length"])
+    ys: dict[int, list[Any]] = {}
+    for step in reversed(order) if params["reverse"] else order:
+        slices = [mode.step(x, step, position) for x in xs]
+        outs = ev.closed(params["jaxpr"], [*consts, *carry, *slices], position)
+        carry = outs[:num_carry]
+        ys[step] = [ev.array(y, eqn) for y in outs[num_carry:]]
+    stacked = [jnp.stack([ys[i][j] for i in order]) for j in range(len(eqn.outvars) - num_carry)]
+    return [*carry, *stacked]
 
 
 def _first_slice(x: Any) -> Any:

@@ -21,6 +21,7 @@ class ListSites:
 
     tracks_constants = True
     collects = False
+    flattens = False
 
     def __init__(self, *, products: bool = False) -> None:
         self.products = products
@@ -70,6 +71,7 @@ class Infer:
 
     tracks_constants = False
     collects = False
+    flattens = False
 
     def __init__(self, plan: Plan, *, backend: str | None = None, rounding: bool = True):
         self.plan = plan
@@ -147,6 +149,7 @@ class Observe:
     tracks_constants = False
     collects = True
     products = False
+    flattens = False
 
     def __init__(self, observers: Sequence[Any], *, collecting: bool = True):
         self.observers = {o.name: o for o in observers}

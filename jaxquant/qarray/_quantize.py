@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from ..numerics import encode, Format, peak, round_at_random
-from ..numerics._scale import asymmetric_scale, symmetric_scale, TINY, zero_point
+from ..numerics._scale import asymmetric_scale, offset_by, symmetric_scale, TINY, zero_point
 from ._layout import CANONICAL
 from ._qarray import QArray, scale_values, short_tiles, spread, tile_counts
 from ._scheme import Scheme, tile_shape
@@ -62,7 +62,7 @@ def quantize_array(
         part = values * np.float32(1 / math.prod(x.shape[a] for a in shared))
         offset = part.sum(axis=shared, keepdims=True)
         values = values - offset
-    wanted, low = _wanted_scale(values, scheme, tile)
+    wanted, low = wanted_scale(values, scheme, tile)
     if isinstance(scheme.scale, Scheme):
         wanted = _holdable(wanted, scheme.scale, stack)
         scale: Any = quantize_array(wanted, scheme.scale, contracted=contracted, stack=stack)
@@ -81,7 +81,7 @@ def quantize_array(
     return _with_codes(q, values, wanted if scheme.codes_first else scale_values(q), low, tile, key)
 
 
-def _wanted_scale(
+def wanted_scale(
     values: Float[Array, "..."], scheme: Scheme, tile: tuple[int, ...]
 ) -> tuple[Float[Array, "..."], Float[Array, "..."] | None]:
     """The scale of each tile by the range rule, and where the range begins, if that matters."""
@@ -94,7 +94,9 @@ def _wanted_scale(
     if scheme.zero_point is None:
         scale = symmetric_scale(tiles, within, scheme.range, scheme.values, empty)
         return scale.reshape(counts), None
-    scale, low = asymmetric_scale(tiles, within, scheme.range, scheme.values, empty)
+    scale, low = asymmetric_scale(
+        tiles, within, scheme.range, scheme.values, empty, real_zero=scheme.real_zero_point
+    )
     return scale.reshape(counts), low.reshape(counts)
 
 
@@ -126,7 +128,7 @@ def _ragged_scale(
     for start, limit in ((0, at), (at, values.shape[axis])):
         piece = lax.slice_in_dim(values, start, limit, axis=axis)
         own = tuple(min(t, limit - start) if a == axis else t for a, t in enumerate(tile))
-        parts.append(_wanted_scale(piece, scheme, own))
+        parts.append(wanted_scale(piece, scheme, own))
     scales, lows = zip(*parts, strict=True)
     low = None if lows[0] is None else jnp.concatenate(lows, axis=axis)
     return jnp.concatenate(scales, axis=axis), low
@@ -151,10 +153,30 @@ def _with_codes(
         return dataclasses.replace(q, codes=codes)
     assert scheme.zero_point is not None
     low = jnp.where(lost, 0.0, low)
-    zero = encode(zero_point(low, scale, scheme.values), scheme.zero_point)
+    zero = stored_zero_point(zero_point(low, scale, scheme.values), scheme.zero_point)
+    return dataclasses.replace(
+        q, codes=_shifted_codes(shifted, zero, scheme, tile, key), zero_point=zero
+    )
+
+
+def _shifted_codes(
+    shifted: Float[Array, "..."], zero: Array, scheme: Scheme, tile: tuple[int, ...], key: Any
+) -> Array:
+    """The codes of what is `shifted` gaps from 0, where 0 lies at `zero`."""
+    by = spread(zero.astype(jnp.float32), tile, shifted.shape)
+    if scheme.real_zero_point:
+        return encode(offset_by(shifted, by), scheme.values, key)
     shifted = jnp.round(shifted) if key is None else round_at_random(shifted, key)
-    shifted = shifted + spread(zero.astype(jnp.float32), tile, values.shape)
-    return dataclasses.replace(q, codes=encode(shifted, scheme.values), zero_point=zero)
+    return encode(shifted + by, scheme.values)
+
+
+def stored_zero_point(zero: Float[Array, "*tiles"], format: Format) -> Shaped[Array, "*tiles"]:
+    """Zero points as they are stored: the nearest code, or the nearest float of `format`."""
+    if format.integer:
+        return encode(zero, format)
+    info = ml_dtypes.finfo(format.storage)
+    held = jnp.clip(zero, -format.highest, format.highest)
+    return lax.reduce_precision(held, info.nexp, info.nmant).astype(format.storage)
 
 
 def stored_scale(scale: Float[Array, "*tiles"], format: Format) -> Shaped[Array, "*tiles"]:

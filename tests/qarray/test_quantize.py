@@ -2,13 +2,14 @@
 
 import inspect
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from quantized import normal, SCHEMES
 
-from jaxquant.numerics import BFLOAT16, INT4, INT8, MinMax
-from jaxquant.qarray import PER_CHANNEL, quantize_array, Scheme
+from jaxquant.numerics import BFLOAT16, FLOAT16, FLOAT32, INT4, INT8, MinMax, UINT2, UINT4
+from jaxquant.qarray import dequantize, PER_CHANNEL, quantize_array, Scheme
 
 
 def test_only_floats_are_quantized():
@@ -52,6 +53,38 @@ def test_a_tie_goes_to_the_even_number_of_gaps_whatever_the_zero_point_is():
     q = quantize_array(x, Scheme(values=INT4, tile=PER_CHANNEL, range=MinMax(), zero_point=INT4))
     assert (float(q.scale[0, 0]), int(q.zero_point[0, 0])) == (1.0, -7)
     assert (np.asarray(q.codes).astype(int) + 7).tolist() == [[-1, 14, 0, 2, 2, 4, 0]]
+
+
+def test_a_zero_point_may_lie_between_two_codes():
+    """-1.5 and 1.5 meet the ends of four codes a gap of 1 apart, and 0 lies in the middle."""
+    x = jnp.asarray([[-1.5, 1.5, -0.5, 0.75, 0.25]])
+    made = {
+        zero: quantize_array(
+            x, Scheme(values=UINT2, tile=PER_CHANNEL, range=MinMax(), zero_point=zero)
+        )
+        for zero in (UINT2, FLOAT16)
+    }
+    assert float(made[UINT2].zero_point[0, 0]) == 2.0
+    q = made[FLOAT16]
+    assert (float(q.scale[0, 0]), float(q.zero_point[0, 0])) == (1.0, 1.5)
+    assert np.asarray(q.codes).tolist() == [[0, 3, 1, 2, 2]]
+    assert dequantize(q).tolist() == [[-1.5, 1.5, -0.5, 0.5, 0.5]]
+
+
+def test_beside_a_real_zero_point_no_value_moves_by_more_than_half_a_gap():
+    x = normal(64, 128) + 0.3
+    q = quantize_array(
+        x, Scheme(values=UINT4, tile=PER_CHANNEL, range=MinMax(), zero_point=FLOAT32)
+    )
+    # Of 16 gaps, numbers round by 16 eps, thrice.
+    assert (jnp.abs(dequantize(q) - x) <= q.scale * (0.5 + 48 * 2.0**-24)).all()
+
+
+def test_codes_beside_a_real_zero_point_do_not_depend_on_the_compiler():
+    scheme = SCHEMES["uint4 real zero g64"]
+    x = normal(512, 512)
+    eager, jitted = quantize_array(x, scheme), jax.jit(lambda x: quantize_array(x, scheme))(x)
+    jax.tree.map(np.testing.assert_array_equal, eager, jitted)
 
 
 def test_a_ragged_group_is_refused_with_a_way_out():

@@ -1,0 +1,1 @@
+"""The driver of calibrated quantization: a model block by block, in bounded memory, resumable."""
