@@ -11,7 +11,7 @@ import numpy as np
 from jax.extend import core
 
 from ..intercept import evaluate_step, Step, Value
-from ..intercept._modes import inputs_of
+from ..intercept._inputs import inputs_of
 from ._segments import Part
 
 

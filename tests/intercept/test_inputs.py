@@ -281,6 +281,24 @@ def test_one_value_read_in_two_ways_has_two_grams():
     np.testing.assert_array_equal(same, x @ x.T)
 
 
+def test_how_weights_are_stored_keeps_no_value_from_being_shared():
+    """One is stored `[k, n]`, one `[n, k]`, one is wider, one has its outputs in two axes."""
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            fill = nn.initializers.ones
+            a, b = self.param("a", fill, (8, 8)), self.param("b", fill, (8, 8))
+            c, d = self.param("c", fill, (8, 12)), self.param("d", fill, (8, 2, 3))
+            return x @ a, x @ b.T, x @ c, jnp.einsum("nk,khd->nhd", x, d)
+
+    x = inputs(4, 8)
+    model = Model()
+    stats = jq.observe(model, model.init(jax.random.key(0), x), [(x,)], observers=(jq.Gram(),))
+    first, *rest = (part["gram"] for part in stats.values())
+    assert len(rest) == 3 and all(gram is first for gram in rest)
+
+
 def test_a_value_from_outside_of_a_loop_is_measured_in_each_step():
     """What a loop closes over is one value, but its statistics belong to the step's trace."""
     x, w = inputs(4, 8), _whole(3, 8, 8)
