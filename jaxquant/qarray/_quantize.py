@@ -62,7 +62,7 @@ def quantize_array(
         part = values * np.float32(1 / math.prod(x.shape[a] for a in shared))
         offset = part.sum(axis=shared, keepdims=True)
         values = values - offset
-    wanted, low = _wanted_scale(values, scheme, tile)
+    wanted, low = wanted_scale(values, scheme, tile)
     if isinstance(scheme.scale, Scheme):
         wanted = _holdable(wanted, scheme.scale, stack)
         scale: Any = quantize_array(wanted, scheme.scale, contracted=contracted, stack=stack)
@@ -81,7 +81,7 @@ def quantize_array(
     return _with_codes(q, values, wanted if scheme.codes_first else scale_values(q), low, tile, key)
 
 
-def _wanted_scale(
+def wanted_scale(
     values: Float[Array, "..."], scheme: Scheme, tile: tuple[int, ...]
 ) -> tuple[Float[Array, "..."], Float[Array, "..."] | None]:
     """The scale of each tile by the range rule, and where the range begins, if that matters."""
@@ -128,7 +128,7 @@ def _ragged_scale(
     for start, limit in ((0, at), (at, values.shape[axis])):
         piece = lax.slice_in_dim(values, start, limit, axis=axis)
         own = tuple(min(t, limit - start) if a == axis else t for a, t in enumerate(tile))
-        parts.append(_wanted_scale(piece, scheme, own))
+        parts.append(wanted_scale(piece, scheme, own))
     scales, lows = zip(*parts, strict=True)
     low = None if lows[0] is None else jnp.concatenate(lows, axis=axis)
     return jnp.concatenate(scales, axis=axis), low

@@ -1,0 +1,368 @@
+"""GPTQ: columns are rounded in turn, each making up for the errors of those before it.
+
+Frantar et al. 2022, arXiv:2210.17323. Damping, dead columns and scales as in its code, but for
+groups within a block, whose scales are made of columns as they are when their turn comes.
+"""
+
+import dataclasses
+import enum
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int, Shaped
+
+from ..intercept._observers import Gram
+from ..numerics import encode, Format
+from ..qarray import dequantize, QArray, quantize_array, Scheme, tile_shape
+from ..qarray._qarray import scale_values, spread
+from ..qarray._quantize import stored_scale, wanted_scale
+from ..numerics._scale import zero_point as zero_point_of
+from ._columns import Given, Grid, InTurn, round_columns
+from ._factor import damped_factor
+from ._matrix import Chosen
+from ._panels import Panels, panels
+
+
+class Order(enum.Enum):
+    """In which order columns are rounded, and which of them share a scale."""
+
+    STORED = "stored"
+    """As they lie. The default of the paper's code."""
+    DESCENDING = "descending"
+    """By falling energy of their inputs; neighbours in that order share a scale ("act-order",
+    `desc_act`). The inputs of the site have to be permuted, unless there is one scale a row."""
+    STATIC = "static"
+    """By falling energy, with the scales that the weight had before anything was rounded
+    ("static groups"; the default of llm-compressor). Nothing is permuted."""
+    GROUPED = "grouped"
+    """Groups as they lie, by falling largest energy of a column, and within each its columns by
+    falling energy (`act_group_aware` of GPTQModel). Nothing is permuted."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GPTQ:
+    """The algorithm: `run` it on a weight and the Gram matrix of its inputs.
+
+    `damping`, times the mean of its diagonal, is added to the diagonal of the Gram matrix; before
+    that, entries off the diagonal are multiplied by `1 - shrink`. About `block` columns are rounded
+    before the errors of all of them are multiplied at once: it decides nothing but speed.
+    `measured` asks for the losses.
+    """
+
+    order: Order = Order.STORED
+    damping: float = 0.01
+    shrink: float = 0.0
+    block: int = 128
+    measured: bool = True
+    name: str = "gptq"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.damping) and self.damping >= 0):
+            raise ValueError(f"Damping is a share of the diagonal, at least 0; got {self.damping}.")
+        if not 0 <= self.shrink <= 1:
+            raise ValueError(
+                f"Shrinkage goes from 0 (the Gram matrix) to 1 (its diagonal); got {self.shrink}."
+            )
+        if self.block < 1:
+            raise ValueError(f"A block has at least 1 column; got {self.block}.")
+
+    @property
+    def observers(self) -> tuple[Gram, ...]:
+        return (Gram(),)
+
+    def run(
+        self,
+        w: Float[Array, "*stack n k"],
+        statistics: Mapping[str, Any],
+        scheme: Scheme,
+    ) -> Chosen:
+        """Codes and scales of `w` in matrix form, for inputs whose Gram matrix is
+        `statistics["gram"]`, `[*stack, k, k]`, times any positive number.
+
+        Stacked weights are taken one after the other. Nothing is compiled twice for one shape.
+
+        **Raises:** `ValueError` if the Gram matrix is missing, misshapen or not finite, if the
+        weight is not, or if tiles do not fill its axes.
+        """
+        gram = _gram_of(w, statistics)
+        chosen, health = gptq(w, gram, scheme, self)
+        return dataclasses.replace(chosen, notes=_notes(health, self))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Health:
+    """How it went, for each entry of the stack.
+
+    `damping` is what was used, infinite where none made the Gram matrix positive definite;
+    `dead` counts columns whose inputs were all 0.
+    """
+
+    weight_finite: Any
+    gram_finite: Any
+    damping: Any
+    dead: Any
+
+
+@functools.partial(jax.jit, static_argnames=("scheme", "how"))
+def gptq(
+    w: Float[Array, "*stack n k"], gram: Float[Array, "*stack k k"], scheme: Scheme, how: GPTQ
+) -> tuple[Chosen, Health]:
+    """What `GPTQ.run` computes, as a pure function: for use in `jit`, without any check."""
+    one = functools.partial(_gptq, scheme=scheme, how=how)
+    if w.ndim == 2:
+        return one(w, gram)
+    stack = w.shape[:-2]
+    flat = (w.reshape(-1, *w.shape[-2:]), gram.reshape(-1, *gram.shape[-2:]))
+    found = lax.map(lambda pair: one(*pair), flat)
+    return jax.tree.map(lambda x: x.reshape(*stack, *x.shape[1:]), found)
+
+
+def _gptq(
+    w: Float[Array, "n k"], gram: Float[Array, "k k"], *, scheme: Scheme, how: GPTQ
+) -> tuple[Chosen, Health]:
+    n, k = w.shape
+    w = w.astype(jnp.float32)
+    gram = gram.astype(jnp.float32)
+    rows, width = tile_shape((n, k), scheme.tile, contracted=(1,))
+    plain = quantize_array(w, scheme, contracted=(1,))
+    # Scales that lie in one range with each other are made before any of them is used.
+    given = width >= k or how.order is Order.STATIC or isinstance(scheme.scale, Scheme)
+    runs = panels(k, k if given else width, how.block)
+    if given:
+        # One group of all columns need not be of whole blocks.
+        runs = dataclasses.replace(runs, sizes=runs.sizes[1:] if len(runs.sizes) > 2 else runs.sizes)
+    diagonal = jnp.diagonal(gram)
+    mean = diagonal.mean()
+    mean = jnp.where(mean == 0, 1.0, mean)
+    permutation = _order(diagonal, width, how.order)
+    places = runs.places()[::-1]
+    factor, used = damped_factor(
+        _arranged(gram, diagonal, mean, places, permutation, how), mean, how.damping
+    )
+    values = w if plain.offset is None else w - plain.offset
+    columns = _gathered(values.T, places, permutation)
+    if given:
+        by: Any = _given(plain, places, permutation, n, rows, width)
+    else:
+        by = _in_turn(runs, scheme, n, rows)
+    errors, codes, kept = round_columns(
+        factor, columns, panels=runs, format=scheme.values, by=by
+    )
+    # Where each column of the order lies among the slots.
+    slot_of = np.argsort(np.where(places < 0, k, places), kind="stable")[:k]
+    own = slot_of if permutation is None else jnp.asarray(slot_of)[jnp.argsort(permutation)]
+    permuted = how.order is Order.DESCENDING and not given
+    codes = codes[slot_of if permuted else own].T
+    if given:
+        scale, zero = plain.scale, plain.zero_point
+    else:
+        scale, zero = _parts(kept, scheme, permutation if how.order is Order.GROUPED else None, width)
+    chosen = Chosen(
+        codes=codes,
+        scale=scale,
+        zero_point=zero,
+        offset=plain.offset,
+        permutation=permutation.astype(jnp.int32) if permuted and permutation is not None else None,
+    )
+    if how.measured:
+        chosen = dataclasses.replace(
+            chosen,
+            losses=gram_losses(errors[own].T, gram),
+            plain_losses=gram_losses(w - dequantize(plain, jnp.float32), gram),
+        )
+    return chosen, Health(
+        weight_finite=jnp.isfinite(w).all(),
+        gram_finite=jnp.isfinite(gram).all(),
+        damping=used,
+        dead=(diagonal == 0).sum(),
+    )
+
+
+def gram_losses(errors: Float[Array, "n k"], gram: Float[Array, "k k"]) -> Float[Array, " n"]:
+    """`e H e^T` for each row `e`: what outputs err by, squared and added up over all inputs."""
+    return (jnp.matmul(errors, gram, precision=lax.Precision.HIGHEST) * errors).sum(axis=1)
+
+
+def _order(
+    diagonal: Float[Array, " k"], width: int, order: Order
+) -> Int[Array, " k"] | None:
+    """The columns in the order in which they are rounded; `None` as they lie."""
+    if order is Order.STORED:
+        return None
+    if order is not Order.GROUPED:
+        return jnp.argsort(-diagonal, stable=True)
+    whole = len(diagonal) // width * width
+    # The last group, if it is a short one, stays the last.
+    body, rest = -diagonal[:whole].reshape(-1, width), -diagonal[whole:]
+    within = jnp.argsort(body, axis=1, stable=True)
+    groups = jnp.argsort(body.min(axis=1), stable=True)
+    ordered = (groups[:, None] * width + within[groups]).reshape(-1)
+    return jnp.concatenate([ordered, whole + jnp.argsort(rest, stable=True)])
+
+
+def _gathered(
+    x: Float[Array, "k n"], places: np.ndarray, permutation: Int[Array, " k"] | None
+) -> Float[Array, "s n"]:
+    """The rows of `x` in their slots, 0 in empty ones."""
+    if permutation is None and np.array_equal(places, np.arange(len(x))[::-1]):
+        return x[::-1]
+    index = np.maximum(places, 0)
+    rows = x[index if permutation is None else permutation[index]]
+    return rows if (places >= 0).all() else jnp.where((places >= 0)[:, None], rows, 0.0)
+
+
+def _arranged(
+    gram: Float[Array, "k k"],
+    diagonal: Float[Array, " k"],
+    mean: Float[Array, ""],
+    places: np.ndarray,
+    permutation: Int[Array, " k"] | None,
+    how: GPTQ,
+) -> Float[Array, "s s"]:
+    """The Gram matrix by slots, with the mean on the diagonal for dead columns and empty slots."""
+    # By rows twice, which is faster than by rows and columns; it is symmetric.
+    half = _gathered(gram, places, permutation)
+    whole = _gathered(half.T, places, permutation)
+    if how.shrink > 0:
+        whole = whole * np.float32(1 - how.shrink)
+    own = _gathered(diagonal[:, None], places, permutation)[:, 0]
+    own = jnp.where(own == 0, mean, own)
+    return jnp.where(jnp.eye(len(own), dtype=bool), own, whole)
+
+
+def _given(
+    plain: QArray,
+    places: np.ndarray,
+    permutation: Int[Array, " k"] | None,
+    n: int,
+    rows: int,
+    width: int,
+) -> Given:
+    """The grids that rounding to nearest has, and which of them each slot has."""
+
+    def by_group(part: Float[Array, "tn tk"]) -> Float[Array, "tk n"]:
+        return spread(part.T, (1, rows), (part.shape[1], n))
+
+    zero = plain.zero_point
+    zero = None if zero is None else by_group(zero.astype(jnp.float32))
+    grids = Grid(scale=by_group(scale_values(plain)), zero=zero)
+    index = np.maximum(places, 0)
+    column = jnp.asarray(index) if permutation is None else permutation[index]
+    return Given(grids=grids, of_slot=column // width)
+
+
+def _in_turn(runs: Panels, scheme: Scheme, n: int, rows: int) -> InTurn:
+    """Grids by the range rule of the scheme, of columns as they are when their turn comes."""
+    tiles = -(-n // rows)
+
+    def parts(w: Float[Array, "g n"]) -> Any:
+        scale, low = wanted_scale(w, scheme, (len(w), rows))
+        assert isinstance(scheme.scale, Format)
+        held = stored_scale(scale, scheme.scale).astype(jnp.float32)
+        if low is None:
+            return held[0], None
+        assert scheme.zero_point is not None
+        zero = encode(zero_point_of(low, held, scheme.values), scheme.zero_point)
+        return held[0], zero[0].astype(jnp.float32)
+
+    def choose(turn: Any, mended: Float[Array, "s n"]) -> tuple[Grid, Any]:
+        # The first columns to be rounded are the last ones of a run.
+        whole = mended[len(mended) - runs.width :]
+        if runs.last == runs.width:
+            kept = parts(whole)
+        else:
+            kept = lax.cond(
+                turn == runs.groups - 1, lambda: parts(whole[runs.width - runs.last :]), lambda: parts(whole)
+            )
+        scale, zero = (
+            None if part is None else spread(part[None], (1, rows), (1, n))[0] for part in kept
+        )
+        assert scale is not None
+        return Grid(scale=scale, zero=zero), kept
+
+    none = jnp.zeros((runs.groups, tiles), jnp.float32)
+    return InTurn(choose=choose, empty=(none, None if scheme.zero_point is None else none))
+
+
+def _parts(
+    kept: Any, scheme: Scheme, permutation: Int[Array, " k"] | None, width: int
+) -> tuple[Shaped[Array, "tn tk"], Shaped[Array, "tn tk"] | None]:
+    """Scales and zero points as they are stored, from those of each turn."""
+    scale, zero = kept
+    if permutation is not None:
+        back = jnp.argsort(permutation[::width] // width)
+        scale, zero = scale[back], None if zero is None else zero[back]
+    assert isinstance(scheme.scale, Format)
+    held = stored_scale(scale.T, scheme.scale)
+    if zero is None:
+        return held, None
+    assert scheme.zero_point is not None
+    return held, encode(zero.T, scheme.zero_point)
+
+
+def _gram_of(w: Float[Array, "*stack n k"], statistics: Mapping[str, Any]) -> Any:
+    k = w.shape[-1]
+    if "gram" not in statistics:
+        raise ValueError(
+            f"GPTQ needs the Gram matrix of a site's inputs; got statistics {[*statistics]}. "
+            "Observe the site with Gram()."
+        )
+    gram = statistics["gram"]
+    if tuple(gram.shape) != (*w.shape[:-2], k, k):
+        raise ValueError(
+            f"A weight of shape {tuple(w.shape)} in matrix form has a Gram matrix of shape "
+            f"{(*w.shape[:-2], k, k)}; got {tuple(gram.shape)}."
+        )
+    return gram
+
+
+def _notes(health: Health, how: GPTQ) -> tuple[str, ...]:
+    """What the account should say.
+
+    **Raises:** `ValueError` for numbers that are not finite.
+    """
+    health = jax.tree.map(np.asarray, health)
+    for what, finite in (("weight", health.weight_finite), ("Gram matrix", health.gram_finite)):
+        if not finite.all():
+            raise ValueError(
+                f"The {what}{_at(~finite)} holds NaN or infinity. "
+                + (
+                    "Repair the checkpoint, or leave this parameter by a rule."
+                    if what == "weight"
+                    else "The inputs of this site overflowed or held NaN: calibrate in float32, or "
+                    "with other data."
+                )
+            )
+    notes = []
+    if health.dead.any():
+        notes.append(
+            f"{int(health.dead.sum())} inputs were always 0: their columns are rounded to nearest"
+        )
+    more = (health.damping > np.float32(how.damping)) & np.isfinite(health.damping)
+    if more.any():
+        worst = float(health.damping[more].max())
+        notes.append(
+            f"the Gram matrix{_at(more)} was not positive definite with damping {how.damping:g}: "
+            f"damped by {worst:g}"
+        )
+    lost = np.isinf(health.damping)
+    if lost.any():
+        notes.append(
+            f"no damping made the Gram matrix{_at(lost)} positive definite: rounded to nearest"
+        )
+    return tuple(notes)
+
+
+def _at(which: np.ndarray) -> str:
+    """Where in a stack; nothing for a single weight."""
+    if which.ndim == 0:
+        return ""
+    found = np.argwhere(which)[0].tolist()
+    return f" at {found[0] if len(found) == 1 else tuple(found)} of the stack"
