@@ -37,7 +37,7 @@ class AWQ:
 
     The weights `w_i` that read one input are rounded as `round(w_i s) / s`, with one `s` for all of
     them, and 1/s goes into what makes the input. `s` is the candidate with the least loss, which is
-    the squared error of a block's output, or else of the weights' own outputs (`gram_losses`).
+    the squared error of a block's output, or else of the weights' own outputs (`scaling_losses`).
 
     Candidates are powers `r` of the mean magnitude of each input channel, `ratios` in all, from 0
     to 1 with both ends, divided by `sqrt(max s * min s)`. The first is always the identity: by the
@@ -142,7 +142,7 @@ def rounded_at(
     return dequantize(q) / s
 
 
-def gram_losses(
+def scaling_losses(
     candidates: Float[Array, "*stack candidates k"],
     weights: Sequence[Float[Array, "*stack _ k"]],
     gram: Float[Array, "*stack k k"],
@@ -153,11 +153,11 @@ def gram_losses(
     `D_i = round(w_i s) / s - w_i`, and `G = x^T x`: squared errors, summed over tokens and outputs,
     without a forward pass. Compiled once for all candidates.
     """
-    return _gram_losses(candidates, tuple(weights), gram, tuple(schemes))
+    return _scaling_losses(candidates, tuple(weights), gram, tuple(schemes))
 
 
 @functools.partial(jax.jit, static_argnames="schemes")
-def _gram_losses(candidates: Any, weights: Any, gram: Any, schemes: tuple[Scheme, ...]) -> Any:
+def _scaling_losses(candidates: Any, weights: Any, gram: Any, schemes: tuple[Scheme, ...]) -> Any:
     def loss(s: Any) -> Any:
         total = jnp.float32(0)
         for w, scheme in zip(weights, schemes, strict=True):

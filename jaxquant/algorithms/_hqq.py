@@ -2,18 +2,20 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
-from ..numerics import decode, encode, Format
+from ..numerics import encode, Format
 from ..numerics._scale import offset_by
 from ..qarray import quantize_array, Scheme
 from ..qarray._qarray import short_tiles
 from ..qarray._quantize import stored_scale, stored_zero_point
+from ._matrix import Chosen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,14 +59,16 @@ class HQQ:
         """No statistics of inputs are needed."""
         return ()
 
-    def solve(
-        self, w: Float[Array, "*stack n k"], scheme: Scheme
-    ) -> tuple[
-        Shaped[Array, "*stack n k"], Shaped[Array, "*stack rows groups"], Shaped[Array, "..."]
-    ]:
-        """Codes, scales and zero points of `w`, whose last axis is contracted.
+    def run(
+        self,
+        w: Float[Array, "*stack n k"],
+        statistics: Mapping[str, Any],
+        scheme: Scheme,
+    ) -> Chosen:
+        """Codes, scales and zero points of `w`; `statistics` are not looked at.
 
-        **Raises:** `ValueError` for schemes without zero points, or that hold scales as codes.
+        **Raises:** `ValueError` for schemes without zero points or that hold scales as codes, and
+        where tiles do not fill the matrix.
         """
         check_scheme(scheme)
         return _solve(w, scheme, self)
@@ -85,7 +89,7 @@ def check_scheme(scheme: Scheme) -> None:
 
 
 @functools.partial(jax.jit, static_argnames=("scheme", "how"))
-def _solve(w: Float[Array, "*stack n k"], scheme: Scheme, how: HQQ) -> tuple[Any, Any, Any]:
+def _solve(w: Float[Array, "*stack n k"], scheme: Scheme, how: HQQ) -> Chosen:
     *stack, n, k = w.shape
     start = quantize_array(
         w.astype(jnp.float32), scheme, contracted=(-1,), stack=tuple(range(len(stack)))
@@ -101,7 +105,6 @@ def _solve(w: Float[Array, "*stack n k"], scheme: Scheme, how: HQQ) -> tuple[Any
     scale, zero = (
         jnp.expand_dims(part.astype(jnp.float32), wide) for part in (start.scale, start.zero_point)
     )
-    codes_of = functools.partial(_codes, x, scheme)
     stored = functools.partial(_stored, scheme)
 
     def held(scale: Any, zero: Any) -> tuple[Any, Any]:
@@ -110,22 +113,27 @@ def _solve(w: Float[Array, "*stack n k"], scheme: Scheme, how: HQQ) -> tuple[Any
     def step(i: Any, state: Any) -> Any:
         scale, zero, beta, (least, *kept) = state
         used = held(scale, zero)
-        codes = decode(codes_of(*used), scheme.values, jnp.float32)
+        codes = _codes(x, scheme, *used)
         off = x - (codes - used[1]) * used[0]
         error = jnp.abs(off).mean(axis=wide, keepdims=True)
         better = error < least
         kept = [jnp.where(better, now, old) for now, old in zip(used, kept, strict=True)]
-        size = jnp.abs(off)
-        sparse = jnp.sign(off) * jnp.maximum(size - size ** (how.power - 1) / beta, 0)
-        scale, zero = _next(x - sparse, codes, used[0], wide, how.refit_scale)
+        # Errors below this have no sparse part, and a power costs more than all the rest.
+        some = jnp.abs(off).max(initial=0.0) > beta ** (1 / (how.power - 2))
+        scale, zero = lax.cond(
+            some,
+            lambda: _next(x - _sparse(off, beta, how.power), codes, used[0], wide, how.refit_scale),
+            lambda: _next(x, codes, used[0], wide, how.refit_scale),
+        )
         return scale, zero, beta * how.growth, (jnp.minimum(error, least), *kept)
 
     first = (jnp.full_like(scale, jnp.inf), scale, zero)
     state = (scale, zero, jnp.float32(how.beta), first)
     # One more look than there are steps: the result of the last is measured too.
     _, _, _, (_, scale, zero) = lax.fori_loop(0, how.iterations + 1, step, state)
-    codes = codes_of(scale, zero).reshape(w.shape)
-    return codes, *stored(jnp.squeeze(scale, wide), jnp.squeeze(zero, wide))
+    codes = encode(_codes(x, scheme, scale, zero).reshape(w.shape), scheme.values)
+    scale, zero = stored(jnp.squeeze(scale, wide), jnp.squeeze(zero, wide))
+    return Chosen(codes=codes, scale=scale, zero_point=zero)
 
 
 def _stored(scheme: Scheme, scale: Any, zero: Any) -> tuple[Any, Any]:
@@ -135,11 +143,15 @@ def _stored(scheme: Scheme, scale: Any, zero: Any) -> tuple[Any, Any]:
 
 
 def _codes(x: Any, scheme: Scheme, scale: Any, zero: Any) -> Any:
-    """The nearest codes, as `quantize_array` chooses them."""
+    """The nearest codes, as `quantize_array` chooses them, in float32."""
     shifted = x * (1 / scale)
-    if scheme.real_zero_point:
-        return encode(offset_by(shifted, zero), scheme.values)
-    return encode(jnp.round(shifted) + zero, scheme.values)
+    shifted = offset_by(shifted, zero) if scheme.real_zero_point else jnp.round(shifted) + zero
+    return jnp.round(jnp.clip(shifted, scheme.values.lowest, scheme.values.highest))
+
+
+def _sparse(off: Any, beta: Any, power: float) -> Any:
+    size = jnp.abs(off)
+    return jnp.sign(off) * jnp.maximum(size - size ** (power - 1) / beta, 0)
 
 
 def _next(

@@ -10,9 +10,9 @@ from jaxquant.algorithms._awq import (
     AWQ,
     choose,
     Duo,
-    gram_losses,
     mean_magnitude,
     rounded_at,
+    scaling_losses,
     search,
     weight_size,
 )
@@ -122,7 +122,7 @@ def test_a_channel_without_a_finite_scale_spoils_no_other(duo, bad):
 def test_it_is_never_worse_than_rounding_on_its_own_loss(scheme, duo, outliers):
     x, weights = _inputs(outliers=outliers), _weights()
     candidates = AWQ(duo=duo).candidates(_mean(x), weights, group=scheme.tile.contracted)
-    losses = gram_losses(candidates, weights, _gram(x), [scheme, scheme])
+    losses = scaling_losses(candidates, weights, _gram(x), [scheme, scheme])
     found = choose(candidates, losses)
     assert found.losses[found.index] == losses.min() <= losses[0]
     plain = sum(_output_error(w, jnp.ones(K), scheme, x) for w in weights)
@@ -142,7 +142,7 @@ def _output_error(w, s, scheme, x):
 def test_losses_are_errors_of_the_outputs():
     x, weights = _inputs(), _weights()
     candidates = AWQ(ratios=6, duo=Duo.BOTH).candidates(_mean(x), weights, group=G)
-    losses = gram_losses(candidates, weights, _gram(x), [W4, W3])
+    losses = scaling_losses(candidates, weights, _gram(x), [W4, W3])
     for s, loss in zip(candidates, losses, strict=True):
         expected = sum(
             _output_error(w, s, scheme, x) for w, scheme in zip(weights, (W4, W3), strict=True)
@@ -197,26 +197,27 @@ def test_stacked_layers_are_searched_as_each_one_is():
     mean, gram = jnp.abs(x).mean(axis=1), jnp.einsum("stk,stl->skl", x, x)
     candidates = AWQ().candidates(mean, weights, group=G)
     assert candidates.shape == (2, 20, K)
-    losses = gram_losses(candidates, weights, gram, [W4, W4])
+    losses = scaling_losses(candidates, weights, gram, [W4, W4])
     found = choose(candidates, losses)
     assert found.index.shape == (2,) and found.scale.shape == (2, K)
     for i in range(2):
         own = AWQ().candidates(mean[i], [w[i] for w in weights], group=G)
         # Powers and sums of float32, in another order.
         np.testing.assert_allclose(candidates[i], own, rtol=1e-6)
-        alone = gram_losses(candidates[i], [w[i] for w in weights], gram[i], [W4, W4])
+        alone = scaling_losses(candidates[i], [w[i] for w in weights], gram[i], [W4, W4])
         np.testing.assert_allclose(losses[i], alone, rtol=1e-5)
         np.testing.assert_array_equal(found.scale[i], candidates[i][found.index[i]])
 
 
 def test_all_candidates_are_one_compilation():
-    from jaxquant.algorithms._awq import _gram_losses
+    from jaxquant.algorithms._awq import _scaling_losses
 
-    _gram_losses.clear_cache()
+    _scaling_losses.clear_cache()
     for outliers in (True, False):
         x = _inputs(outliers=outliers)
-        gram_losses(AWQ().candidates(_mean(x), _weights(), group=G), _weights(), _gram(x), [W4, W4])
-    assert _gram_losses._cache_size() == 1
+        candidates = AWQ().candidates(_mean(x), _weights(), group=G)
+        scaling_losses(candidates, _weights(), _gram(x), [W4, W4])
+    assert _scaling_losses._cache_size() == 1
 
 
 @pytest.mark.parametrize("duo, ratios", [(Duo.OFF, 1), (Duo.ON, 2), (Duo.BOTH, 3)])

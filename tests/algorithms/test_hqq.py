@@ -1,5 +1,7 @@
 """HQQ: identities, what it must beat, and what it refuses."""
 
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,11 @@ import pytest
 from quantized import normal
 
 from jaxquant.algorithms._hqq import HQQ
+from jaxquant.algorithms._matrix import assemble
 from jaxquant.numerics import BFLOAT16, FLOAT16, FLOAT32, INT4, MinMax, UINT2, UINT3, UINT4
 from jaxquant.qarray import (
-    CANONICAL,
     dequantize,
     PER_CHANNEL,
-    QArray,
     quantize_array,
     Scheme,
     schemes,
@@ -30,14 +31,16 @@ DEFAULT = HQQ()
 
 
 def _held(w, scheme, how=DEFAULT):
-    codes, scale, zero = how.solve(w, scheme)
-    return QArray(
-        codes=codes,
-        scale=scale,
-        zero_point=zero,
+    made = how.run(w, {}, scheme)
+    return assemble(
+        made.codes,
+        made.scale,
+        made.zero_point,
+        shape=w.shape,
+        dtype=w.dtype,
         scheme=scheme,
-        layout=CANONICAL,
-        dtype=np.dtype(np.float32),
+        contracted=(w.ndim - 1,),
+        stack=tuple(range(w.ndim - 2)),
     )
 
 
@@ -132,10 +135,10 @@ def test_one_step_is_the_proximal_step_written_out():
 
 def test_stacked_weights_are_solved_as_each_slice_is():
     w = normal(3, 32, 128) * jnp.asarray([1.0, 0.01, 30.0])[:, None, None]
-    whole = HQQ().solve(w, _scheme())
+    whole = HQQ().run(w, {}, _scheme())
     for i in range(3):
-        parts = HQQ().solve(w[i], _scheme())
-        jax.tree.map(np.testing.assert_array_equal, tuple(each[i] for each in whole), parts)
+        own = jax.tree.map(operator.itemgetter(i), whole)
+        jax.tree.map(np.testing.assert_array_equal, own, HQQ().run(w[i], {}, _scheme()))
 
 
 def test_a_tile_may_span_rows_and_a_row_of_zeros_stays():
@@ -151,7 +154,7 @@ def test_it_is_compiled_once_a_shape():
 
     _solve.clear_cache()
     for seed in range(3):
-        HQQ().solve(normal(16, 128, seed=seed), _scheme())
+        HQQ().run(normal(16, 128, seed=seed), {}, _scheme())
     assert _solve._cache_size() == 1
 
 
@@ -174,12 +177,12 @@ REFUSED = [
 @pytest.mark.parametrize("scheme, message", REFUSED)
 def test_what_it_cannot_solve_is_refused(scheme, message):
     with pytest.raises(ValueError, match=message):
-        HQQ().solve(normal(8, 128), scheme)
+        HQQ().run(normal(8, 128), {}, scheme)
 
 
 def test_ragged_tiles_are_refused():
     with pytest.raises(ValueError, match="those of 1x96 do not fill 8x128"):
-        HQQ().solve(normal(8, 128), _scheme(tile=Tile(contracted=96, ragged=True)))
+        HQQ().run(normal(8, 128), {}, _scheme(tile=Tile(contracted=96, ragged=True)))
 
 
 @pytest.mark.parametrize("wrong", [dict(power=0.0), dict(beta=-1.0), dict(iterations=0)])
