@@ -7,7 +7,7 @@ import channels
 import jax.numpy as jnp
 import numpy as np
 
-from jaxquant.algorithms import AWQ, choose, clipped, ClipSearch, Duo, rounded_at, scaling_losses
+from jaxquant.algorithms import AWQ, choose, clipped, Duo, rounded_at, scaling_losses
 from jaxquant.numerics import INT4, MinMax, UINT3, UINT4
 from jaxquant.qarray import PER_CHANNEL, Scheme, Tile
 
