@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import ShapedArray
@@ -128,9 +129,10 @@ class Mark:
         self.marks.append(
             MarkedSite(use=first, root=self._root(first.weight), eqn=eqn, others=tuple(rest))
         )
-        out = eqn.outvars[0].aval
         mark = len(self.marks) - 1
         values = list(map(plain, operands))
+        # Not the equation's own result: of weights that were put together each is a site.
+        out = jax.eval_shape(lambda *xs: eqn.primitive.bind(*xs, **eqn.params), *values)
         return site_p.bind(*values, mark=mark, shape=out.shape, dtype=out.dtype), {}
 
     def product(self, site: str, path: str, operands: Sequence[Any], eqn: Any) -> Any:

@@ -53,6 +53,19 @@ def graph_of(model):
     return trace(model, model.init(jax.random.key(0), X), X)
 
 
+class Joined(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        q, k = (self.param(name, nn.initializers.normal(), (4, 3)) for name in "qk")
+        return x @ jnp.concatenate([q, k], axis=1)
+
+
+def test_each_of_several_weights_put_together_gives_its_own_part():
+    graph = graph_of(Joined())
+    assert [graph.avals[step.outputs[0]].shape for step in graph.sites] == [(2, 3), (2, 3)]
+    assert [graph.avals[x].shape for x in graph.outputs] == [(2, 6)]
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_steps_name_the_stored_axis(axis):
     graph = graph_of(Stacked(axis=axis))
