@@ -8,7 +8,8 @@ import pytest
 from quantized import normal, SCHEMES
 
 from jaxquant.numerics import BFLOAT16, INT4, INT8, MinMax
-from jaxquant.qarray import PER_CHANNEL, quantize_array, Scheme
+from jaxquant.qarray import PER_CHANNEL, quantize_array, Scheme, schemes
+from jaxquant.qarray._quantize import quantize_with
 
 
 def test_only_floats_are_quantized():
@@ -57,3 +58,23 @@ def test_a_tie_goes_to_the_even_number_of_gaps_whatever_the_zero_point_is():
 def test_a_ragged_group_is_refused_with_a_way_out():
     with pytest.raises(ValueError, match="Tiles of 128 do not fill.*divisor of 576"):
         quantize_array(normal(576, 8), SCHEMES["int8 g128 bfloat16"], contracted=(0,))
+
+
+def test_scales_that_are_known_are_used_as_they_are():
+    x = jnp.asarray([[-3.0, 0.5, 1.5, 300.0]])
+    q = quantize_with(x, SCHEMES["int8 channel"], jnp.ones((1, 1)))
+    assert np.asarray(q.codes).tolist() == [[-3, 0, 2, 127]]
+
+
+@pytest.mark.parametrize(
+    "scheme, scale, zero, said",
+    [
+        (schemes.NF4_DOUBLE, jnp.ones((1, 1)), None, "Scales that are known are plain"),
+        (SCHEMES["int8 channel"], jnp.ones((1, 2)), None, "take scales of shape .1, 1., not .1, 2"),
+        (SCHEMES["int8 channel"], jnp.ones((1, 1)), jnp.ones((1, 1), jnp.int8), "some were given"),
+        (SCHEMES["int8 zero channel"], jnp.ones((1, 1)), None, "none were given"),
+    ],
+)
+def test_scales_that_do_not_fit_are_refused(scheme, scale, zero, said):
+    with pytest.raises(ValueError, match=said):
+        quantize_with(normal(1, 64), scheme, scale, zero)
