@@ -19,6 +19,7 @@ from ._plan import make_plan, Plan, PlanError
 from ._products import plan_product
 from ._rules import Recipe
 from ._shared import share, Shared, unshare
+from ._states import abstract_states, by_path
 from ._trace import is_array, run
 from ._variables import leaf_paths, map_leaves, parameters, unstamped
 
@@ -65,7 +66,7 @@ def plan(
     held = map_leaves(
         lambda path, x: made.by_path[path].abstract if path in made.by_path else x, shapes
     )
-    _abstractly(function, held, args, kwargs, Infer(made), is_codes)
+    _abstractly(function, held, args, kwargs, Infer(made), is_codes, made)
     return made
 
 
@@ -94,20 +95,30 @@ def pure_function(model: Any) -> Any:
 
 
 def _abstractly(
-    function: Any, variables: Any, args: Any, kwargs: Any, mode: Any, tracked: Any
+    function: Any,
+    variables: Any,
+    args: Any,
+    kwargs: Any,
+    mode: Any,
+    tracked: Any,
+    plan: Plan | None = None,
 ) -> None:
-    """Runs a mode on shapes alone: on the variables' and on those of array arguments."""
+    """Runs a mode on shapes alone: on the variables' and on those of array arguments.
+
+    Of the state that a `plan` needs there are shapes too.
+    """
     paths = leaf_paths(variables)
     arguments, tree = jax.tree.flatten((args, kwargs))
     moving = [x for x in arguments if is_array(x)]
 
-    def traced(variables: Any, moved: list[Any]) -> None:
+    def traced(variables: Any, moved: list[Any], states: Any) -> None:
+        held = {} if plan is None else by_path(states, plan)
         rest = iter(moved)
         full = [next(rest) if is_array(x) else x for x in arguments]
         args, kwargs = jax.tree.unflatten(tree, full)
-        run(function, variables, paths, args, kwargs, Evaluator(mode), tracked)
+        run(function, variables, paths, args, kwargs, Evaluator(mode), tracked, held)
 
-    jax.eval_shape(traced, variables, moving)
+    jax.eval_shape(traced, variables, moving, {} if plan is None else abstract_states(plan))
 
 
 @overload
