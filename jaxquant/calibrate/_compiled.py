@@ -11,8 +11,8 @@ import numpy as np
 from jax.extend import core
 
 from ..intercept import evaluate_step, Step, Value
-from ..intercept._modes import inputs_of
-from ._segments import Part
+from ..intercept._inputs import measure
+from ._segments import marked, Part, Segment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,10 +25,16 @@ class Watch:
     @property
     def facts(self) -> str:
         """What the measured rows depend on beside the value: sites of equal facts share them."""
-        use = self.step.mark.use  # type: ignore
+        use = marked(self.step).use
         names = sorted((key, str(x)) for key, x in use.eqn.params.items())
         held = (use.op, use.side, use.weight.axes, use.weight.stored, use.roles)
         return repr((held, names, self.observers))
+
+
+def in_segment(watch: Watch, segment: Segment) -> Watch:
+    """The same watch in the graph of another batch shape, whose values have the same numbers."""
+    (same,) = [step for step in segment.sites if step.outputs == watch.step.outputs]
+    return dataclasses.replace(watch, step=same)
 
 
 class Programs:
@@ -93,14 +99,13 @@ def _inputs(part: Part, watches: Sequence[Watch]) -> tuple[int, ...]:
 
 
 def _measured(watch: Watch, values: Mapping[int, Any]) -> dict[str, Any]:
-    use = watch.step.mark.use  # type: ignore
+    use = marked(watch.step).use
     operands = []
     for atom, var in zip(watch.step.inputs, watch.step.eqn.invars, strict=True):
         known = isinstance(atom, Value) and atom in values
         # The weight itself is not measured: its shape will do.
         operands.append(values[atom] if known else jnp.zeros(var.aval.shape, var.aval.dtype))
-    seen = inputs_of(dataclasses.replace(use, operands=tuple(operands)))
-    return {observer.name: observer.measure(seen) for observer in watch.observers}
+    return measure(use, operands, watch.observers)
 
 
 def _narrow_site(step: Step, values: Mapping[int, Any], dtype: Any) -> list[Any] | None:

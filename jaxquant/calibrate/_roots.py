@@ -84,6 +84,19 @@ def _stacked(slices: Mapping[Root, QArray], axis: int) -> dict[Root, QArray]:
     return result
 
 
+def replaced(q: QArray, other: QArray, where: np.ndarray, stack: tuple[int, ...]) -> QArray:
+    """`q` with those entries of its stack axes that `where` picks taken from `other`."""
+
+    def pick(a: Any, b: Any) -> Any:
+        held, given = np.array(a), np.asarray(b)
+        front = range(len(stack))
+        # A view of what is held: writing to it writes there.
+        np.moveaxis(held, stack, front)[where] = np.moveaxis(given, stack, front)[where]
+        return jnp.asarray(held)
+
+    return jax.tree.map(pick, q, other)
+
+
 def stack_qarrays(arrays: Sequence[QArray], axis: int) -> QArray:
     """QArrays of one scheme and shape in the canonical layout, stacked along a new axis."""
     stacked = jax.tree.map(lambda *parts: jnp.stack([*map(jnp.asarray, parts)], axis), *arrays)

@@ -129,11 +129,14 @@ def _needed(graph: Graph, chosen: Sequence[Step], at: dict[int, int]) -> list[St
     return needed[::-1]
 
 
+def marked(step: Step) -> MarkedSite:
+    """What a site reads."""
+    assert step.mark is not None
+    return step.mark
+
+
 def moving_side(step: Step) -> Value:
     """The value that a site multiplies its weight with."""
-    (value,) = [
-        x
-        for i, x in enumerate(step.inputs[:2])
-        if i != step.mark.use.side  # type: ignore
-    ]
+    value = step.inputs[1 - marked(step).use.side]
+    assert isinstance(value, Value)
     return value

@@ -19,8 +19,8 @@ from ._errors import CheckpointError
 
 NAME = "manifest.json"
 FORMAT = "jaxquant checkpoint"
-VERSION = 2
-READABLE = (1, 2)
+VERSION = 3
+READABLE = (1, 2, 3)
 _DATA = re.compile(r"data-[0-9a-f]{16}")
 # A manifest begins with its own digest, of everything after the digest's closing quote.
 _HEAD = re.compile(rb'\{"sha256":"([0-9a-f]{64})"')
@@ -205,6 +205,15 @@ def plan_of(manifest: Manifest, where: str) -> Plan:
     """
     counts = tuple((t.path, math.prod(t.shape)) for t in manifest.tensors if t.parameter)
     return dataclasses.replace(plan_from_dict(manifest.plan, where), counts=counts)
+
+
+def version_of(plan: Plan, has_states: bool) -> int:
+    """The least version whose readers compute with the checkpoint as `plan` says.
+
+    Version 2 knew no state of sites, no static activations and no outliers.
+    """
+    added = has_states or any(site.static or site.outliers for site in plan.sites)
+    return VERSION if added else 2
 
 
 def plan_to_dict(plan: Plan) -> dict[str, Any]:

@@ -14,6 +14,7 @@ The largest and the least value are known as they are.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from ._rows import Grouped, Rows, values
+from ._rows import Grouped, Rows, total, values
 
 LIMB = 20
 
@@ -61,41 +62,41 @@ class Histogram:
         seen = values(x).astype(jnp.float32)
         finite = jnp.isfinite(seen)
         if isinstance(x, Grouped):
-            inside = jnp.broadcast_to(x.belongs[:, None], seen.shape)
-            slices, stack = x.groups[:, None], (x.sizes.shape[0],)
+            stack, slices = (x.sizes.shape[0],), x.groups
+            good = finite & x.belongs[:, None]
         else:
-            inside, stack = jnp.ones_like(finite), seen.shape[:-2]
-            count = int(np.prod(stack))
-            slices = jnp.arange(count, dtype=jnp.int32).reshape(*stack, 1, 1)
-        slices = jnp.broadcast_to(slices, seen.shape).reshape(-1)
-        seen, finite, inside = seen.reshape(-1), finite.reshape(-1), inside.reshape(-1)
+            stack, good = seen.shape[:-2], finite
+            slices = jnp.arange(math.prod(stack), dtype=jnp.int32).reshape(*stack, 1)
+
+        def most(each: Array, least: Any) -> Array:
+            """The largest of each slice: first of each row."""
+            each = jnp.where(good, each, least).max(axis=-1, initial=least)
+            if isinstance(x, Grouped):
+                return jnp.maximum(jax.ops.segment_max(each, slices, stack[0]), least)
+            return each.max(axis=-1, initial=least)
+
+        highest, lowest = most(seen, -jnp.inf), -most(-seen, -jnp.inf)
         bits = lax.bitcast_convert_type(jnp.abs(seen), jnp.int32)
-        good = finite & inside
-        count = int(np.prod(stack))
-
-        def of_slices(reduce: Any, each: Any) -> Any:
-            return reduce(each, slices, count)
-
-        top = of_slices(jax.ops.segment_max, jnp.where(good, bits >> 23, 0))
-        top = jnp.maximum(top, 0)
+        top = most(bits >> 23, np.int32(0))
         first = (top + 1 - self.octaves) * self.per_octave
-        place = jnp.maximum((bits >> self._shift) - first[jnp.minimum(slices, count - 1)] + 1, 0)
+        # Rows of no group have no window; none of their values is counted.
+        window = first[jnp.minimum(slices, stack[0] - 1)] if isinstance(x, Grouped) else first
+        window = window[:, None] if isinstance(x, Grouped) else window[..., None, None]
+        place = jnp.maximum((bits >> self._shift) - window + 1, 0)
         # -0.0 stands with 0.0: both are no less than 0.
         sign = jnp.where(seen < 0, 0, 1)
-        index = (slices * 2 + sign) * self.bins + place
-        size = count * 2 * self.bins
-        counts = jnp.zeros(size, jnp.int32).at[jnp.where(good, index, size)].add(1, mode="drop")
+        index = (slices[..., None] * 2 + sign) * self.bins + place
+        size = math.prod(stack) * 2 * self.bins
+        index = jnp.where(good, index, size).reshape(-1)
+        counts = jnp.zeros(size, jnp.int32).at[index].add(1, mode="drop")
         counts = counts.reshape(*stack, 2, self.bins)
-        # `where` on `x`: of the same type as it inside a `shard_map`.
-        lowest = -of_slices(jax.ops.segment_max, jnp.where(good, -seen, -jnp.inf))
-        highest = of_slices(jax.ops.segment_max, jnp.where(good, seen, -jnp.inf))
-        bad = inside & jnp.logical_not(finite)
+        bad = jnp.logical_not(finite).sum(axis=-1, dtype=jnp.int32)
         return {
             "counts": jnp.stack([counts & (2**LIMB - 1), counts >> LIMB], axis=-1),
-            "top": top.reshape(stack),
-            "low": lowest.reshape(stack),
-            "high": highest.reshape(stack),
-            "nonfinite": of_slices(jax.ops.segment_sum, bad.astype(jnp.int32)).reshape(stack),
+            "top": top,
+            "low": lowest,
+            "high": highest,
+            "nonfinite": total(x, bad),
         }
 
     def merge(self, a: Any, b: Any) -> Any:
@@ -219,7 +220,7 @@ class Histogram:
                 moved = rounded(seen, factor * low[at], factor * high[at]) - seen
                 losses.append((often * np.abs(moved / (high[at] - low[at])) ** power).sum())
             best[at] = factors[int(np.argmin(losses))]
-        return low * best, high * best
+        return np.asarray(low * best), np.asarray(high * best)
 
 
 def _carried(counts: Array) -> Array:
@@ -244,16 +245,16 @@ def _quantile(
     if not 0 <= percent <= 100:
         raise ValueError(f"A percentile is between 0 and 100; got {percent}.")
     before = np.cumsum(counts, axis=-1)
-    total = before[..., -1]
-    rank = np.maximum(total - 1, 0) * (percent / 100)
+    number = before[..., -1]
+    rank = np.maximum(number - 1, 0) * (percent / 100)
 
-    def at(rank: np.ndarray) -> np.ndarray:
+    def at(rank: Any) -> Any:
         place = np.minimum((before <= rank[..., None]).sum(axis=-1), values.shape[-1] - 1)
         found = np.take_along_axis(values, place[..., None], axis=-1)[..., 0]
         found = np.where((rank == 0) & np.isfinite(first), first, found)
-        return np.where(rank >= total - 1, last, found)
+        return np.where(rank >= number - 1, last, found)
 
-    below, part = at(np.floor(rank)), rank - np.floor(rank)
-    above = at(np.ceil(rank))
-    some = total > 0
-    return np.where(some, below, 0) + part * (np.where(some, above, 0) - np.where(some, below, 0))
+    below, above, part = at(np.floor(rank)), at(np.ceil(rank)), rank - np.floor(rank)
+    # Ends of nothing are infinite: their difference would be no number.
+    below, above = (np.where(number > 0, end, 0) for end in (below, above))
+    return np.asarray(below + part * (above - below))

@@ -42,8 +42,11 @@ class _Axis:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Layout:
+class Layout:
     """How the rows of a site are made of its operand: all that matters of an equation.
+
+    Sites of equal layouts that read one operand (and one of group sizes) have the same statistics,
+    whatever their outputs are, and wherever their weights store the axes that they sum over.
 
     `window` are the facts of a convolution, `groups` the operand that holds group sizes.
     """
@@ -69,7 +72,7 @@ def inputs_of(use: Use, operands: Sequence[Any] | None = None) -> Rows:
     `ValueError` for a lookup.
     """
     operands = use.operands if operands is None else operands
-    return _rows(_layout(use), operands[1 - use.side], operands)
+    return _rows(layout_of(use), operands[1 - use.side], operands)
 
 
 def measure(
@@ -86,7 +89,7 @@ def measure(
     **Raises:** as `inputs_of`.
     """
     memo = {} if memo is None else memo
-    layout, x = _layout(use), operands[1 - use.side]
+    layout, x = layout_of(use), operands[1 - use.side]
     sizes = () if layout.groups is None else (operands[layout.groups],)
     key = (layout, _identity(x), *map(id, sizes))
 
@@ -110,7 +113,11 @@ def _identity(x: Any) -> Any:
     return id(x.value if isinstance(x, Weight) else x)
 
 
-def _layout(use: Use) -> _Layout:
+def layout_of(use: Use) -> Layout:
+    """How a site reads its inputs: only static facts of the use.
+
+    **Raises:** as `inputs_of`.
+    """
     match use.op:
         case "dot":
             layout = _dot_layout(use)
@@ -126,7 +133,20 @@ def _layout(use: Use) -> _Layout:
             f"{use.site} runs on a slice of an axis that a shard_map shards, and statistics of "
             "different devices' slices cannot be stacked. Observe without that sharding."
         )
-    return layout
+    return dataclasses.replace(layout, stack=_ranked(layout.stack), summed=_ranked(layout.summed))
+
+
+def _ranked(axes: Sequence[_Axis]) -> tuple[_Axis, ...]:
+    """The axes by the order in which they are stored, not by where; sizes only where one splits."""
+    rank = {s: i for i, s in enumerate(sorted(s for axis in axes for s in axis.stored))}
+    return tuple(
+        dataclasses.replace(
+            axis,
+            stored=tuple(rank[s] for s in axis.stored),
+            sizes=axis.sizes if len(axis.stored) > 1 else (),
+        )
+        for axis in axes
+    )
 
 
 def _axis(weight: Weight, mine: int, theirs: int) -> _Axis:
@@ -139,7 +159,7 @@ def _axis(weight: Weight, mine: int, theirs: int) -> _Axis:
     )
 
 
-def _dot_layout(use: Use) -> _Layout:
+def _dot_layout(use: Use) -> Layout:
     contracted, batch = use.eqn.params["dimension_numbers"]
     mine, theirs = use.side, 1 - use.side
 
@@ -147,10 +167,10 @@ def _dot_layout(use: Use) -> _Layout:
         pairs = zip(kind[mine], kind[theirs], strict=True)
         return tuple(_axis(use.weight, int(own), int(other)) for own, other in pairs)
 
-    return _Layout(stack=axes(batch), summed=axes(contracted))
+    return Layout(stack=axes(batch), summed=axes(contracted))
 
 
-def _ragged_layout(use: Use) -> _Layout:
+def _ragged_layout(use: Use) -> Layout:
     axes = ragged_axes(use.eqn)
     assert not isinstance(axes, str)
     (_, theirs), (experts, mine, _) = axes
@@ -160,10 +180,10 @@ def _ragged_layout(use: Use) -> _Layout:
             f"The experts of {use.site} are several stored axes put together, and statistics of "
             "each cannot be told apart. Store them as one axis."
         )
-    return _Layout(stack=(), summed=(_axis(use.weight, mine, theirs),), groups=2)
+    return Layout(stack=(), summed=(_axis(use.weight, mine, theirs),), groups=2)
 
 
-def _conv_layout(use: Use) -> _Layout:
+def _conv_layout(use: Use) -> Layout:
     """Axes are those of the windows that `_windows` makes: groups, images, channels, places."""
     params, weight = use.eqn.params, use.weight
     numbers = params["dimension_numbers"]
@@ -180,7 +200,7 @@ def _conv_layout(use: Use) -> _Layout:
         # The groups that are no stack come last, after all stored axes.
         own = (((len(weight.stored),), (rest,)),) if rest > 1 else (((), ()),)
         stack = (_Axis(axis=0, stored=(*leading, *own[0][0]), sizes=(*sizes, *own[0][1])),)
-    return _Layout(
+    return Layout(
         stack=stack,
         summed=(
             _axis(weight, channels, 2),
@@ -216,7 +236,7 @@ def _whole(use: Use, axis: int, what: str) -> None:
         )
 
 
-def _rows(layout: _Layout, x: Any, operands: Sequence[Any]) -> Rows:
+def _rows(layout: Layout, x: Any, operands: Sequence[Any]) -> Rows:
     x = plain(x)
     if layout.window:
         x = _windows(x, *layout.window)
@@ -228,7 +248,7 @@ def _rows(layout: _Layout, x: Any, operands: Sequence[Any]) -> Rows:
     return Grouped(rows=rows, sizes=plain(operands[layout.groups]))
 
 
-def _arranged(x: Any, layout: _Layout) -> Any:
+def _arranged(x: Any, layout: Layout) -> Any:
     """`[*stack, rows, k]`, of which stack and `k` are in the stored order."""
     # Each axis of `x` becomes several where it is made of several stored ones.
     shape: list[int] = []
@@ -253,9 +273,9 @@ def _arranged(x: Any, layout: _Layout) -> Any:
         order = [stored for i in places for stored in labels[i] or ()]
         if order != sorted(order):
             raise PlanError(
-                f"The inputs of a site cannot be laid out as its parameter is stored: axes {order} "
-                "of the parameter are merged, and not all of them are there. Store it in the order "
-                "in which it is used."
+                "The inputs of a site cannot be laid out as its parameter is stored: it reads a "
+                "part of the parameter, whose axes are merged in another order than they are "
+                "stored in. Store them in the order in which they are used."
             )
         return places
 

@@ -16,6 +16,7 @@ from ..qarray import Layout, relayout, retile
 from ._evaluate import Evaluator, shape_of
 from ._modes import ListSites
 from ._shared import share, unshare
+from ._states import state_first
 from ._weight import is_weight, Joined, Position, same_view, Weight
 
 
@@ -121,7 +122,14 @@ def _sliced(value: Any, whole: Any, position: Position) -> Any:
     if not is_weight(whole):
         return value
     scans = (*whole.scans, position)
-    return dataclasses.replace(whole, value=value.value, axes=whole.axes[1:], scans=scans)
+    return dataclasses.replace(
+        whole,
+        value=value.value,
+        axes=whole.axes[1:],
+        scans=scans,
+        state=value.state,
+        state_axes=whole.state_axes[1:],
+    )
 
 
 def _by_steps(ev: Evaluator, eqn: Any, x: Any) -> Any:
@@ -142,7 +150,7 @@ def _stack_first(x: Any) -> Any:
         rest = tuple(a - q.ndim for a in permutation if a != 0)
         packed = q.layout.packed if permutation[-1] != 0 else None
         q = relayout(q, Layout(order=rest, packed=packed, wide=q.layout.wide))
-    return x.view(q, x.axes)
+    return state_first(x.view(q, x.axes))
 
 
 def _unchanged(init: Sequence[Any], body: Callable[..., list[Any]], *rest: Any) -> dict[int, Any]:

@@ -8,11 +8,13 @@ from jax.extend import source_info_util
 
 from ..qarray import QArray
 from ._compute import compute
+from ._conditioned import Met
 from ._evaluate import Use
 from ._inputs import measure, observed
 from ._joined import plain, Sliced
 from ._plan import Plan, PlanError, SitePlan
 from ._products import bind_plain, infer_product, PRODUCT, Product
+from ._states import check_readable, state_at
 from ._weight import is_weight, Weight
 
 
@@ -102,7 +104,14 @@ class Infer:
 
     def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
         found = {use.side: self.site_plan(use) for use in uses}
-        plans = {side: plan for side, plan in found.items() if plan and plan.weights}
+        plans = {
+            use.side: self._met(use, plan)
+            for use in uses
+            if (plan := found[use.side]) is not None and plan.weights is not None
+        }
+        for use in uses:
+            if use.side not in plans:
+                check_readable(use.weight, f"read by {use.site}")
         computable = [
             x.value if is_weight(x) and side in plans else x if isinstance(x, Sliced) else plain(x)
             for side, x in enumerate(operands)
@@ -111,10 +120,31 @@ class Infer:
             return bind_plain(eqn, computable), {}
         return compute(eqn, computable, plans, self.backend), {}
 
+    def _met(self, use: Use, plan: SitePlan) -> Met:
+        """The plan of a site with its state there."""
+        if not self.rounding:
+            check_readable(use.weight, "differentiated through")
+            return Met(plan=plan)
+        if use.op != "dot":
+            check_readable(use.weight, f"read by {use.site}")
+            return Met(plan=plan)
+        contracted, batch = (axes[use.side] for axes in use.eqn.params["dimension_numbers"])
+        state = state_at(use.weight, use.site, tuple(batch))
+        if plan.static and "scale" not in state:
+            raise PlanError(
+                f"This call uses {use.site}, for which calibration fixed no scale of its inputs. "
+                "Make the plan, and calibrate, with the call you want to run."
+            )
+        stored = [use.weight.axes[axis] for axis in contracted]
+        return Met(
+            plan=plan, state=state, order=tuple(sorted(range(len(stored)), key=stored.__getitem__))
+        )
+
     def product(self, site: str, path: str, operands: Sequence[Any], eqn: Any) -> Any:
         return infer_product(self.plan, site, operands, eqn, self.backend)
 
     def leave(self, weight: Weight, eqn: Any, reason: str | None) -> Any:
+        check_readable(weight, f"read as an array ({reason or 'elsewhere'})")
         leaf = self.plan.by_path[weight.path]
         if leaf.elsewhere == "dequantize" or not self.rounding:
             return plain(weight)

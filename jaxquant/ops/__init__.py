@@ -1,6 +1,9 @@
 """Computing with QArrays. One folder an op; in each, `_reference` is the definition."""
 
-from ._activations import quantize_activation as quantize_activation
+from ._activations import (
+    quantize_activation as quantize_activation,
+    quantize_static as quantize_static,
+)
 from ._dispatch import Refusal as Refusal
 from .conv import conv_general_dilated as conv_general_dilated
 from .dot import (

@@ -84,8 +84,8 @@ def signed(fields: dict) -> bytes:
 def test_unknown_keys_are_passed_over_and_newer_versions_refused():
     fields = msgspec.to_builtins(manifest())
     assert _manifest.decode(signed({**fields, "later": 1}), "m") == manifest()
-    with pytest.raises(CheckpointError, match="version 3; this jaxquant reads .* versions 1 to 2"):
-        _manifest.decode(signed({**fields, "version": 3}), "m")
+    with pytest.raises(CheckpointError, match="version 4; this jaxquant reads .* versions 1 to 3"):
+        _manifest.decode(signed({**fields, "version": 4}), "m")
     with pytest.raises(CheckpointError, match="of format 'another'"):
         _manifest.decode(signed({**fields, "format": "another"}), "m")
 

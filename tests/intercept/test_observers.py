@@ -65,14 +65,6 @@ def test_experts_see_their_own_rows(observer, sizes):
     _assert_equal(got, jax.tree.map(lambda *parts: jnp.stack(parts), *want))
 
 
-def test_grams_of_many_rows_for_few_experts():
-    rows, sizes = inputs(1000, 4), (300, 0, 513, 100)
-    got = jq.Gram().measure(Grouped(rows=rows, sizes=jnp.asarray(sizes)))
-    parts = np.split(np.asarray(rows), np.cumsum(sizes))
-    for i in range(len(sizes)):
-        np.testing.assert_array_equal(got[i], parts[i].T @ parts[i])
-
-
 @every_observer
 def test_devices_add_up(observer):
     parts = jnp.concatenate([A[:2], B[:2], C, A[2:4]])
