@@ -18,6 +18,7 @@ from ._fold_apply import (
 )
 from ._gptq import GPTQ as GPTQ, gptq as gptq, gram_losses as gram_losses, Order as Order
 from ._hqq import HQQ as HQQ
+from ._llm_int8 import known_outliers as known_outliers
 from ._matrix import (
     as_matrix as as_matrix,
     assemble as assemble,
@@ -27,3 +28,4 @@ from ._matrix import (
 )
 from ._nearest import nearest as nearest, quantize as quantize
 from ._smoothquant import smoothed_losses as smoothed_losses, SmoothQuant as SmoothQuant
+from ._static import static_observers as static_observers, static_scale as static_scale

@@ -6,7 +6,13 @@ from typing import Any
 
 import jax
 
-from ..ops import conv_general_dilated, gather, ragged_dot
+from ..ops import (
+    conv_general_dilated,
+    dot_with_outliers,
+    gather,
+    OutlierWeights,
+    ragged_dot,
+)
 from ..qarray import QArray, transpose
 from ._conditioned import conditioned, dynamic, Met, static
 from ._explicit import typed
@@ -43,11 +49,47 @@ def _take(eqn: Any, operands: list[Any], plans: Plans, backend: str | None) -> A
 
 def _dot(eqn: Any, operands: list[Any], plans: Plans, backend: str | None) -> Any:
     contracted, batch = eqn.params["dimension_numbers"]
+    for side, met in plans.items():
+        if met.plan.outliers is not None and not isinstance(operands[1 - side], QArray):
+            return _with_outliers(eqn, operands, side, met, backend)
     lhs, rhs = (
         _rounded(x, plans.get(1 - side), contracted[side], batch[side])
         for side, x in enumerate(operands)
     )
     return dot_of_codes(lhs, rhs, eqn, backend)
+
+
+def _with_outliers(eqn: Any, operands: list[Any], side: int, met: Met, backend: str | None) -> Any:
+    """A product whose outliers are kept apart; `side` is that of the weight."""
+    contracted, batch = eqn.params["dimension_numbers"]
+    outliers, scheme = met.plan.outliers, met.plan.activations
+    assert outliers is not None and scheme is not None
+    summed = [met.summed(axes) for axes in contracted]
+    x = operands[1 - side]
+    x = plain(conditioned(x, met, summed[1 - side], tuple(batch[1 - side])))
+    pair = [operands[side], x] if side == 0 else [x, operands[side]]
+    original = outliers.weights is OutlierWeights.ORIGINAL
+    known = [met.state[name] for name in ("outlier_columns", "outlier_weights") if original]
+
+    def product(lhs: Any, rhs: Any, *known: Any) -> Any:
+        columns, originals = known or (None, None)
+        return dot_with_outliers(
+            lhs,
+            rhs,
+            ((summed[0], summed[1]), (tuple(batch[0]), tuple(batch[1]))),
+            activations=scheme,
+            outliers=outliers,
+            columns=columns,
+            originals=originals,
+            precision=eqn.params["precision"],
+            out_dtype=eqn.outvars[0].aval.dtype,
+            backend="reference" if backend == "reference" else None,
+        )
+
+    try:
+        return _typed(eqn, product, *pair, *known)
+    except ValueError as error:
+        raise PlanError(f"{met.plan.site} cannot be computed as planned: {error}") from error
 
 
 def _conv(eqn: Any, operands: list[Any], plans: Plans, backend: str | None) -> Any:

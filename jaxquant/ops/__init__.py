@@ -13,6 +13,10 @@ from .dot import (
     dot_general as dot_general,
 )
 from .einsum import einsum as einsum
-from .outliers import Outliers as Outliers, OutlierWeights as OutlierWeights
+from .outliers import (
+    dot_with_outliers as dot_with_outliers,
+    Outliers as Outliers,
+    OutlierWeights as OutlierWeights,
+)
 from .ragged_dot import ragged_dot as ragged_dot
 from .take import gather as gather, take as take

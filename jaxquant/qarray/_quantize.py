@@ -128,12 +128,12 @@ def quantize_with(
         dtype=np.dtype(x.dtype),
         ragged=short_tiles(x.shape, tile),
     )
-    each = 1.0 / scale_values(q)
-    shifted = values * spread(each, tile, values.shape)
-    if zero_point is not None:
-        zero = zero_point.astype(jnp.float32)
-        shifted = jnp.round(shifted) + spread(zero, tile, values.shape)
-    return dataclasses.replace(q, codes=encode(shifted, scheme.values))
+    shifted = values * spread(1.0 / scale_values(q), tile, values.shape)
+    if zero_point is None:
+        codes = encode(shifted, scheme.values)
+    else:
+        codes = _shifted_codes(shifted, zero_point, scheme, tile, None)
+    return dataclasses.replace(q, codes=codes)
 
 
 def wanted_scale(

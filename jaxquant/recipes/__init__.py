@@ -4,6 +4,7 @@ from ._library import (
     by_name as by_name,
     find as find,
     FP8 as FP8,
+    LLM_INT8 as LLM_INT8,
     MXFP4 as MXFP4,
     MXFP8 as MXFP8,
     NAMED as NAMED,

@@ -14,14 +14,15 @@ from typing import Any
 
 import msgspec
 
+from ..algorithms import AWQ, GPTQ, HQQ, SmoothQuant
 from ..numerics import Range
 from ..ops import Outliers
 from ._names import known, nearest
 from ._ranges import range_from_text, range_to_data, RangeText
 
-ALGORITHMS: dict[str, type[Any]] = {}
+ALGORITHMS: dict[str, type[Any]] = {"gptq": GPTQ, "hqq": HQQ}
 """What `algorithm` may name."""
-SCALINGS: dict[str, type[Any]] = {}
+SCALINGS: dict[str, type[Any]] = {"awq": AWQ, "smoothquant": SmoothQuant}
 """What `scaling` may name."""
 
 _RANGES = typing.get_args(Range)
@@ -107,9 +108,9 @@ def outliers_from_text(text: Any, where: str) -> Outliers:
 
 
 def _hints(kind: type[Any]) -> dict[str, Any]:
-    """The types of the fields that can be set."""
+    """The types of the fields that can be set; a name tells a value's kind, and is no setting."""
     hints = typing.get_type_hints(kind)
-    return {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.init}
+    return {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.init and f.name != "name"}
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:
@@ -124,6 +125,9 @@ def _field(text: Any, hint: Any, where: str) -> Any:
     if text == "none" and type(None) in choices:
         return None
     for kind in choices:
+        if typing.get_origin(kind) is tuple and isinstance(text, list):
+            each, *_ = typing.get_args(kind)
+            return tuple(_field(x, each, f"{where}, {i + 1}") for i, x in enumerate(text))
         if kind is float and type(text) in (int, float):
             return float(text)
         if kind in (bool, int, str) and type(text) is kind:
@@ -154,6 +158,8 @@ def _plain(value: Any) -> Any:
         return "none"
     if isinstance(value, enum.Enum):
         return _enum_text(value)
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
     if isinstance(value, _RANGES):
         return range_to_data(value)
     if dataclasses.is_dataclass(value):

@@ -37,6 +37,22 @@ def test_a_value_is_its_name_and_what_is_not_usual(data, value):
     assert _algorithms.value_from_text(data, ALGORITHMS, "here") == value
 
 
+@pytest.mark.parametrize("name", [*_algorithms.ALGORITHMS, *_algorithms.SCALINGS])
+def test_every_algorithm_has_the_name_that_it_gives_itself(name):
+    kinds = _algorithms.ALGORITHMS | _algorithms.SCALINGS
+    value = _algorithms.value_from_text(name, kinds, "here")
+    assert value.name == name and value == kinds[name]()
+    assert _algorithms.value_to_data(value, kinds) == name
+
+
+def test_several_numbers_are_a_list():
+    data = {"smooth": {"alpha": [0.25, 1.0]}}
+    assert _algorithms.value_from_text(data, SCALINGS, "here") == Smooth(alpha=(0.25, 1.0))
+    assert _algorithms.value_to_data(Smooth(alpha=(0.25, 1.0)), SCALINGS) == data
+    with pytest.raises(ValueError, match="here, smooth, alpha, 2: wanted float; got 'x'"):
+        _algorithms.value_from_text({"smooth": {"alpha": [1.0, "x"]}}, SCALINGS, "here")
+
+
 def test_a_whole_number_does_for_a_real_one():
     read = _algorithms.value_from_text({"informed": {"damping": 1}}, ALGORITHMS, "here")
     assert read == Informed(damping=1.0) and type(read.damping) is float
@@ -114,7 +130,10 @@ def test_a_recipe_with_all_of_it_reads_and_writes(known):
 @pytest.mark.parametrize(
     "line, said",
     [
-        ('algorithm = "infromed"', "rule 1 .'\\*'., algorithm: there is no 'infromed'"),
+        (
+            'algorithm = "infromed"',
+            "rule 1 .'\\*'., algorithm: there is no 'infromed'; .* 'informed'",
+        ),
         ("algorithm = 1", "rule 1 .'\\*'., algorithm: .*int"),
         ("outliers = { treshold = 6 }", "rule 1 .*, outliers: .*'treshold'; .*'threshold'"),
         ("outliers = { threshold = -1.0 }", "outliers: Outliers reach a magnitude"),

@@ -50,11 +50,8 @@ class Free:
 class Smooth:
     """A scaling."""
 
-    alpha: float = 0.5
-
-    @property
-    def name(self):
-        return "smooth"
+    alpha: float | tuple[float, ...] = 0.5
+    name: str = "smooth"
 
     @property
     def observers(self):
