@@ -110,7 +110,9 @@ def round_columns(
     slots, n = w.shape
     size = panels.sizes[0]
     at_once = size * max(
-        m for m in range(1, slots // size + 1) if slots // size % m == 0 and m * size <= _CHUNK or m == 1
+        m
+        for m in range(1, slots // size + 1)
+        if slots // size % m == 0 and m * size <= _CHUNK or m == 1
     )
 
     def block(turn: Any, done: _Done) -> _Done:
@@ -170,7 +172,14 @@ def _inside(
         beside = lax.dynamic_slice(own, (0, at), (size, inner))
         more = _rows(left, at, inner) + _product(beside, errors)
         part = _inside(
-            walk, depth + 1, low + at, _rows(beside, at, inner), _rows(w, at, inner), more, kept, grid
+            walk,
+            depth + 1,
+            low + at,
+            _rows(beside, at, inner),
+            _rows(w, at, inner),
+            more,
+            kept,
+            grid,
         )
         return _placed(errors, part[0], at), _placed(codes, part[1], at), part[2]
 
@@ -216,7 +225,9 @@ def _rows(x: Shaped[Array, "k n"], start: Any, count: int) -> Shaped[Array, "c n
     return lax.dynamic_slice_in_dim(x, start, count)
 
 
-def _placed(x: Shaped[Array, "k n"], part: Shaped[Array, "c n"], start: Any) -> Shaped[Array, "k n"]:
+def _placed(
+    x: Shaped[Array, "k n"], part: Shaped[Array, "c n"], start: Any
+) -> Shaped[Array, "k n"]:
     return lax.dynamic_update_slice_in_dim(x, part, start, axis=0)
 
 

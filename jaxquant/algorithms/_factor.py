@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
@@ -40,4 +39,3 @@ def damped_factor(
     eye = jnp.eye(k, dtype=jnp.float32)
     factor = lax.cond(done, lambda: factor, lambda: eye)
     return factor, jnp.where(done, used, jnp.inf)
-

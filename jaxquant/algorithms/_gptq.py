@@ -19,10 +19,10 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from ..intercept._observers import Gram
 from ..numerics import encode, Format
+from ..numerics._scale import zero_point as zero_point_of
 from ..qarray import dequantize, QArray, quantize_array, Scheme, tile_shape
 from ..qarray._qarray import scale_values, spread
 from ..qarray._quantize import stored_scale, wanted_scale
-from ..numerics._scale import zero_point as zero_point_of
 from ._columns import Given, Grid, InTurn, round_columns
 from ._factor import damped_factor
 from ._matrix import Chosen
@@ -135,9 +135,6 @@ def _gptq(
     # Scales that lie in one range with each other are made before any of them is used.
     given = width >= k or how.order is Order.STATIC or isinstance(scheme.scale, Scheme)
     runs = panels(k, k if given else width, how.block)
-    if given:
-        # One group of all columns need not be of whole blocks.
-        runs = dataclasses.replace(runs, sizes=runs.sizes[1:] if len(runs.sizes) > 2 else runs.sizes)
     diagonal = jnp.diagonal(gram)
     mean = diagonal.mean()
     mean = jnp.where(mean == 0, 1.0, mean)
@@ -152,9 +149,7 @@ def _gptq(
         by: Any = _given(plain, places, permutation, n, rows, width)
     else:
         by = _in_turn(runs, scheme, n, rows)
-    errors, codes, kept = round_columns(
-        factor, columns, panels=runs, format=scheme.values, by=by
-    )
+    errors, codes, kept = round_columns(factor, columns, panels=runs, format=scheme.values, by=by)
     # Where each column of the order lies among the slots.
     slot_of = np.argsort(np.where(places < 0, k, places), kind="stable")[:k]
     own = slot_of if permutation is None else jnp.asarray(slot_of)[jnp.argsort(permutation)]
@@ -163,7 +158,9 @@ def _gptq(
     if given:
         scale, zero = plain.scale, plain.zero_point
     else:
-        scale, zero = _parts(kept, scheme, permutation if how.order is Order.GROUPED else None, width)
+        scale, zero = _parts(
+            kept, scheme, permutation if how.order is Order.GROUPED else None, width
+        )
     chosen = Chosen(
         codes=codes,
         scale=scale,
@@ -190,9 +187,7 @@ def gram_losses(errors: Float[Array, "n k"], gram: Float[Array, "k k"]) -> Float
     return (jnp.matmul(errors, gram, precision=lax.Precision.HIGHEST) * errors).sum(axis=1)
 
 
-def _order(
-    diagonal: Float[Array, " k"], width: int, order: Order
-) -> Int[Array, " k"] | None:
+def _order(diagonal: Float[Array, " k"], width: int, order: Order) -> Int[Array, " k"] | None:
     """The columns in the order in which they are rounded; `None` as they lie."""
     if order is Order.STORED:
         return None
@@ -279,7 +274,9 @@ def _in_turn(runs: Panels, scheme: Scheme, n: int, rows: int) -> InTurn:
             kept = parts(whole)
         else:
             kept = lax.cond(
-                turn == runs.groups - 1, lambda: parts(whole[runs.width - runs.last :]), lambda: parts(whole)
+                turn == runs.groups - 1,
+                lambda: parts(whole[runs.width - runs.last :]),
+                lambda: parts(whole),
             )
         scale, zero = (
             None if part is None else spread(part[None], (1, rows), (1, n))[0] for part in kept
@@ -343,7 +340,7 @@ def _notes(health: Health, how: GPTQ) -> tuple[str, ...]:
     notes = []
     if health.dead.any():
         notes.append(
-            f"{int(health.dead.sum())} inputs were always 0: their columns are rounded to nearest"
+            f"columns of inputs that were always 0, rounded to nearest: {health.dead.sum()}"
         )
     more = (health.damping > np.float32(how.damping)) & np.isfinite(health.damping)
     if more.any():
@@ -360,9 +357,9 @@ def _notes(health: Health, how: GPTQ) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _at(which: np.ndarray) -> str:
+def _at(which: Any) -> str:
     """Where in a stack; nothing for a single weight."""
-    if which.ndim == 0:
+    if np.ndim(which) == 0:
         return ""
     found = np.argwhere(which)[0].tolist()
     return f" at {found[0] if len(found) == 1 else tuple(found)} of the stack"

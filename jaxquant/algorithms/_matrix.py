@@ -117,9 +117,7 @@ def matrix_tile(
                 f"{shape}, {before} times over, so that the axes {role} are no row of tiles of one "
                 "size. Use a tile that divides that axis, or round this weight to nearest."
             )
-    rows, columns = (
-        math.prod(sizes[a] for a in axes) for axes in (roles.kept, roles.contracted)
-    )
+    rows, columns = (math.prod(sizes[a] for a in axes) for axes in (roles.kept, roles.contracted))
     return rows, columns
 
 

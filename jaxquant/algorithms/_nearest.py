@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, overload
 
 import jax
@@ -89,13 +89,33 @@ def quantize(
     done.
 
     **Raises:** `ValueError` if a parameter is missing, has another shape than planned, or is not
-    finite.
+    finite, or if the plan needs data.
 
     ```python
     qvariables, account = jq.quantize(variables, plan, account=True)
     print(account)  # every site: its scheme, true bits, signal to noise, and why
     ```
     """
+    if plan.needs_calibration:
+        sites = plan.needs_calibration
+        raise ValueError(
+            f"The recipe {plan.recipe!r} needs data at {len(sites)} sites, {sites[0]} the first. "
+            "Give some: jaxquant.calibrate(model, variables, batches, plan)."
+        )
+    tree, errors = quantized_tree(variables, plan, {}, key=key, account=account, progress=progress)
+    return (tree, errors) if errors is not None else tree
+
+
+def quantized_tree(
+    variables: Any,
+    plan: Plan,
+    chosen: Mapping[str, QArray],
+    *,
+    key: Any = None,
+    account: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[Any, Account | None]:
+    """What `quantize` returns, with the parameters in `chosen` (by path) held as given there."""
     known = parameters(variables)
     missing = [path for path in plan.by_path if path not in known]
     if missing:
@@ -110,7 +130,10 @@ def quantize(
         if planned is None:
             return leaf if isinstance(leaf, jax.Array) else _loaded(leaf)
         own = None if key is None else jax.random.fold_in(key, zlib.crc32(planned.path.encode()))
-        q, error = _leaf(leaf, planned, own, account)
+        if planned.path in chosen:
+            q, error = _given(leaf, planned, chosen[planned.path], account)
+        else:
+            q, error = _leaf(leaf, planned, own, account)
         if error is not None:
             errors[planned.path] = error
         if progress is not None:
@@ -119,9 +142,25 @@ def quantize(
 
     tree = stamped(map_leaves(one, variables), plan.fingerprint)
     if not account:
-        return tree
+        return tree, None
     ordered = tuple((leaf.path, errors[leaf.path]) for leaf in plan.leaves)
     return tree, Account(plan=plan, errors=ordered)
+
+
+def _given(
+    leaf: Any, planned: LeafPlan, q: QArray, measured: bool
+) -> tuple[QArray, WeightError | None]:
+    """A parameter whose codes are chosen already, in place, and its error if that is wanted."""
+    sharding = getattr(leaf, "sharding", None)
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        q = place(q, sharding)
+    if not measured:
+        return q, None
+    w = leaf if isinstance(leaf, jax.Array) else jnp.asarray(np.asarray(leaf))
+    return q, error_from(_error_sums(w, q), w, q)
+
+
+_error_sums = jax.jit(error_sums)
 
 
 def _leaf(

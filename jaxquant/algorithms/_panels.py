@@ -1,4 +1,4 @@
-"""How the columns of a weight are cut into runs, for an algorithm that goes through them in turn."""
+"""How the columns of a weight are cut into runs, for an algorithm that takes them in turn."""
 
 import dataclasses
 
@@ -45,8 +45,9 @@ class Panels:
 def panels(columns: int, width: int, block: int) -> Panels:
     """Runs of about `block` columns, of leaves of them, and of groups of `width`.
 
-    Groups longer than `block` hold blocks, and blocks hold shorter groups. Few slots are empty,
-    none where 16, or a number a little below it, divides `width`.
+    Groups longer than `block` hold blocks, and blocks hold shorter groups; a lone group is
+    cut in blocks. Few slots are empty, none where 16, or a number a little below it, divides
+    `width`.
     """
     longest = min(LEAF, width, block)
     leaf = min(range(longest, longest // 2, -1), key=lambda size: -(-width // size) * size)
@@ -59,5 +60,6 @@ def panels(columns: int, width: int, block: int) -> Panels:
         cuts = [-(-width // (pieces * leaf)) * leaf for pieces in range(least, 2 * least + 1)]
         run = min(cuts, key=lambda size: -(-width // size) * size)
         group = -(-width // run) * run
-        sizes = (group, run, leaf)
+        # What a lone group begins with is mended for nothing: it may as well be several blocks.
+        sizes = (group, run, leaf) if width < columns else (run, leaf)
     return Panels(columns=columns, width=width, group=group, sizes=tuple(dict.fromkeys(sizes)))

@@ -8,14 +8,15 @@ import jax
 
 from ..ops import conv_general_dilated, gather, ragged_dot
 from ..qarray import QArray, transpose
+from ._conditioned import conditioned, dynamic, Met, static
 from ._explicit import typed
-from ._joined import plain, rounded, Sliced
-from ._plan import PlanError, SitePlan
+from ._joined import plain, Sliced
+from ._plan import PlanError
 from ._products import dot_of_codes
 from ._roles import ragged_axes
 
-Plans = Mapping[int, SitePlan]
-"""The plan of each operand that is a weight, by its side."""
+Plans = Mapping[int, Met]
+"""The plan of each operand that is a weight, with its state, by its side."""
 
 
 def compute(eqn: Any, operands: list[Any], plans: Plans, backend: str | None) -> Any:
@@ -51,7 +52,8 @@ def _dot(eqn: Any, operands: list[Any], plans: Plans, backend: str | None) -> An
 
 def _conv(eqn: Any, operands: list[Any], plans: Plans, backend: str | None) -> Any:
     images, kernel = operands
-    plan, numbers = plans.get(1), eqn.params["dimension_numbers"]
+    met, numbers = plans.get(1), eqn.params["dimension_numbers"]
+    plan = None if met is None else met.plan
     if plan and plan.activations and plan.activations.tile.contracted is not None:
         raise PlanError(
             f"The activations of {plan.site} cannot be rounded as {plan.activations}: the windows "
@@ -64,7 +66,7 @@ def _conv(eqn: Any, operands: list[Any], plans: Plans, backend: str | None) -> A
         out_dtype=eqn.outvars[0].aval.dtype,
         backend=backend,
     )
-    return _typed(eqn, convolution, _rounded(images, plan, numbers.lhs_spec[1:], ()), kernel)
+    return _typed(eqn, convolution, _rounded(images, met, numbers.lhs_spec[1:], ()), kernel)
 
 
 CONV_SETTINGS = (
@@ -103,16 +105,21 @@ COMPUTE: dict[str, Callable[[Any, list[Any], Plans, str | None], Any]] = {
 }
 
 
-def _rounded(
-    x: Any, plan: SitePlan | None, contracted: tuple[int, ...], stack: tuple[int, ...]
-) -> Any:
-    """What the weight of `plan` is multiplied with, rounded if the plan says so."""
-    if plan is None or plan.activations is None or isinstance(x, QArray):
+def _rounded(x: Any, met: Met | None, contracted: tuple[int, ...], batch: tuple[int, ...]) -> Any:
+    """What a weight is multiplied with: after what its site's state does, rounded if planned."""
+    if met is None or isinstance(x, QArray):
+        return plain(x) if isinstance(x, Sliced) else x
+    site, scheme = met.plan.site, met.plan.activations
+    summed, batch = met.summed(contracted), tuple(batch)
+    x = conditioned(x, met, summed, batch)
+    if scheme is None:
         return plain(x) if isinstance(x, Sliced) else x
     try:
-        return rounded(x, plan.activations, contracted=tuple(contracted), stack=tuple(stack))
+        if met.plan.static:
+            return static(x, met, summed, batch)
+        return dynamic(x, scheme, tuple(contracted), batch)
     except ValueError as error:
-        raise PlanError(f"The activations of {plan.site} cannot be rounded: {error}") from error
+        raise PlanError(f"The activations of {site} cannot be rounded: {error}") from error
 
 
 def _moved(x: Any, axes: tuple[int, ...]) -> Any:

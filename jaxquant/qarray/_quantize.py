@@ -81,6 +81,61 @@ def quantize_array(
     return _with_codes(q, values, wanted if scheme.codes_first else scale_values(q), low, tile, key)
 
 
+def quantize_with(
+    x: Float[Array, "..."],
+    scheme: Scheme,
+    scale: Float[Array, "..."],
+    zero_point: Shaped[Array, "..."] | None = None,
+    *,
+    contracted: tuple[int, ...] = (-1,),
+    stack: tuple[int, ...] = (),
+) -> QArray:
+    """`quantize_array` with scales, and zero points, that are known: the range rule has no say.
+
+    Both have one entry a tile, along axes of their own; zero points are codes.
+
+    **Raises:** `ValueError` where they do not fit the tiles, or the scheme has other parts.
+    """
+    contracted = tuple(a % x.ndim for a in contracted)
+    stack = tuple(a % x.ndim for a in stack)
+    if isinstance(scheme.scale, Scheme) or scheme.centered:
+        raise ValueError(
+            f"Scales that are known are plain, one a tile, and those of {scheme} are not. Give a "
+            "scheme whose scale is a format, and that is not centered."
+        )
+    if (zero_point is None) != (scheme.zero_point is None):
+        raise ValueError(
+            f"The scheme {scheme} has {'no ' if zero_point is not None else ''}zero points, and "
+            f"{'some' if zero_point is not None else 'none'} were given."
+        )
+    tile = tile_shape(x.shape, scheme.tile, contracted=contracted, stack=stack)
+    counts = tile_counts(x.shape, tile)
+    for name, part in (("scales", scale), ("zero points", zero_point)):
+        if part is not None and part.shape != counts:
+            raise ValueError(
+                f"Tiles of {tile} on an array of shape {x.shape} take {name} of shape {counts}, "
+                f"not {part.shape}."
+            )
+    values = x.astype(jnp.float32)
+    held = stored_scale(scale.astype(jnp.float32), scheme.scale)
+    q = QArray(
+        codes=None,
+        scale=held,
+        zero_point=zero_point,
+        offset=None,
+        scheme=scheme,
+        layout=CANONICAL,
+        dtype=np.dtype(x.dtype),
+        ragged=short_tiles(x.shape, tile),
+    )
+    each = 1.0 / scale_values(q)
+    shifted = values * spread(each, tile, values.shape)
+    if zero_point is not None:
+        zero = zero_point.astype(jnp.float32)
+        shifted = jnp.round(shifted) + spread(zero, tile, values.shape)
+    return dataclasses.replace(q, codes=encode(shifted, scheme.values))
+
+
 def wanted_scale(
     values: Float[Array, "..."], scheme: Scheme, tile: tuple[int, ...]
 ) -> tuple[Float[Array, "..."], Float[Array, "..."] | None]:

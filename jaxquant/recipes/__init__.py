@@ -15,6 +15,8 @@ from ._library import (
     W8A16 as W8A16,
 )
 from ._parse import (
+    added_from_data as added_from_data,
+    added_to_data as added_to_data,
     dump as dump,
     load as load,
     parse as parse,

@@ -8,8 +8,18 @@ import numpy as np
 import pytest
 
 import jaxquant as jq
-from jaxquant.algorithms import GPTQ, gptq, Order
-from jaxquant.numerics import AbsMax, Convention, decode, INT3, INT4, MinMax, UINT4
+from jaxquant.algorithms import assemble, GPTQ, gptq, Order
+from jaxquant.algorithms._factor import damped_factor
+from jaxquant.numerics import (
+    AbsMax,
+    Convention,
+    decode,
+    INT3,
+    INT4,
+    MeanSquaredError,
+    MinMax,
+    UINT4,
+)
 from jaxquant.qarray import dequantize, quantize_array, Scheme, schemes, Tile
 
 # The convention MIDDLE puts a negative peak in the middle between two codes, where any rounding of
@@ -19,6 +29,11 @@ G16 = Scheme(values=INT4, tile=Tile(contracted=16), range=HIGHEST)
 G16_ASYMMETRIC = Scheme(values=UINT4, tile=Tile(contracted=16), range=MinMax(), zero_point=UINT4)
 CHANNEL = Scheme(values=INT3, tile=Tile(contracted=None), range=HIGHEST)
 RAGGED = Scheme(values=INT4, tile=Tile(contracted=28, ragged=True), range=HIGHEST)
+PAIR = Scheme(values=INT3, tile=Tile(contracted=2), range=HIGHEST)
+BLOCKS = Scheme(values=INT4, tile=Tile(contracted=32, kept=4), range=HIGHEST)
+RAGGED_BLOCKS = Scheme(values=INT4, tile=Tile(contracted=28, kept=7, ragged=True), range=HIGHEST)
+MSE = Scheme(values=INT3, tile=Tile(contracted=32), range=MeanSquaredError(base=HIGHEST))
+CENTERED = Scheme(values=INT4, tile=Tile(contracted=32), range=HIGHEST, centered=True)
 SAME = 0.999
 """Share of codes that have to agree. A value within a float32 rounding of the middle between two
 codes goes either way, and then changes a few others."""
@@ -89,7 +104,9 @@ def _reference(w, gram, scheme, order=Order.STORED, damping=0.01):
             scale, zero = before[perm[i] // g]
         elif i % g == 0:
             scale, zero = grid(u[:, i : i + g])
-        code = np.clip(np.round(u[:, i] / scale) + zero, scheme.values.lowest, scheme.values.highest)
+        code = np.clip(
+            np.round(u[:, i] / scale) + zero, scheme.values.lowest, scheme.values.highest
+        )
         q[:, i] = (code - zero) * scale
         u[:, i:] -= np.outer((u[:, i] - q[:, i]) / upper[i, i], upper[i, i:])
     return q[:, np.argsort(perm)]
@@ -161,6 +178,180 @@ def test_the_size_of_the_gram_matrix_changes_no_code():
 def test_the_size_of_blocks_changes_no_code(scheme, order):
     w, gram = _data()
     first = GPTQ(order=order).run(w, {"gram": gram}, scheme)
-    for block in (1, 7, 32, 1000):
+    for block in (1, 48, 1000):
         again = GPTQ(order=order, block=block).run(w, {"gram": gram}, scheme)
         assert (first.codes == again.codes).mean() >= SAME
+
+
+def test_the_factor_is_the_inverse_of_the_papers():
+    # The paper walks by rows of `U`, the upper Cholesky factor of the inverse of H, over their
+    # diagonal; those are the rows of the inverse after the columns before were eliminated. Ours
+    # are the columns of `L` in `H = L^T D L`, whose inverse has those rows.
+    _, gram = _data()
+    h = np.asarray(gram, np.float64) + 0.01 * np.trace(gram) / 64 * np.eye(64)
+    factor, _ = damped_factor(gram[::-1, ::-1], jnp.diagonal(gram).mean(), 0.01)
+    ours = np.linalg.inv(np.asarray(factor / jnp.diagonal(factor), np.float64)[::-1, ::-1].T).T
+    inverse = np.linalg.inv(h)
+    for i in range(64):
+        # Rows of the recursively eliminated inverse.
+        np.testing.assert_allclose(ours[i:, i], inverse[i, i:] / inverse[i, i], atol=1e-5)
+        inverse = inverse - np.outer(inverse[:, i], inverse[i]) / inverse[i, i]
+
+
+def test_two_columns_get_what_is_best_for_the_second_given_the_first():
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((100, 2)) @ np.array([[1.0, 0.9], [0.0, 0.5]])
+    w = rng.standard_normal((50, 2)).astype(np.float32)
+    gram = jnp.asarray((x.T @ x).astype(np.float32))
+    chosen = GPTQ(damping=0.0).run(jnp.asarray(w), {"gram": gram}, PAIR)
+    scale = np.asarray(chosen.scale, np.float64)
+    first = np.clip(np.round(w[:, :1] / scale), -4, 3)
+    np.testing.assert_array_equal(chosen.codes[:, :1], first)
+    # All eight second codes, by what the outputs err.
+    codes = np.stack([np.broadcast_to(first, (50, 8)), np.tile(np.arange(-4, 4), (50, 1))], axis=-1)
+    error = w[:, None] - codes * scale[..., None]
+    best = np.einsum("nci,ij,ncj->nc", error, x.T @ x, error).argmin(axis=1) - 4
+    np.testing.assert_array_equal(chosen.codes[:, 1], best)
+
+
+@pytest.mark.parametrize("order", Order)
+def test_a_dead_input_is_rounded_to_nearest_and_said(order):
+    w, gram = _data()
+    gram = gram.at[5].set(0.0).at[:, 5].set(0.0)
+    chosen = GPTQ(order=order).run(w, {"gram": gram}, CHANNEL)
+    wanted = quantize_array(w, CHANNEL)
+    np.testing.assert_array_equal(chosen.codes[:, 5], wanted.codes[:, 5])
+    assert chosen.notes == ("columns of inputs that were always 0, rounded to nearest: 1",)
+    assert chosen.losses.sum() < chosen.plain_losses.sum()
+
+
+def test_a_gram_matrix_of_rank_one_is_damped_enough():
+    w, _ = _data()
+    x = np.random.default_rng(0).standard_normal(64).astype(np.float32)
+    chosen = GPTQ().run(w, {"gram": jnp.asarray(np.outer(x, x))}, G16)
+    assert chosen.notes == ()
+    assert chosen.losses.sum() < 0.1 * chosen.plain_losses.sum()
+
+
+def test_damping_grows_until_the_factor_exists():
+    w, gram = _data()
+    # Not a Gram matrix: its least eigenvalue is 5 % of its mean one, below 0.
+    off = np.linalg.eigvalsh(np.asarray(gram, np.float64))[0] + 0.05 * np.trace(gram) / 64
+    bad = gram - off * jnp.eye(64)
+    chosen = GPTQ().run(w, {"gram": bad}, G16)
+    (note,) = chosen.notes
+    assert note.startswith("the Gram matrix was not positive definite with damping 0.01: damped by")
+    stacked = GPTQ().run(jnp.stack([w, w]), {"gram": jnp.stack([gram, bad])}, G16)
+    assert "Gram matrix at 1 of the stack was not positive definite" in stacked.notes[0]
+
+
+def test_without_any_factor_it_rounds_and_says_so():
+    w, _ = _data()
+    gram = jnp.ones((64, 64)) - 200 * jnp.eye(64)
+    chosen = GPTQ().run(w, {"gram": gram}, G16)
+    assert chosen.notes == (
+        "no damping made the Gram matrix positive definite: rounded to nearest",
+    )
+    np.testing.assert_array_equal(chosen.codes, jq.numerics.as_bytes(quantize_array(w, G16).codes))
+
+
+def test_no_inputs_at_all_give_plain_rounding():
+    w, gram = _data()
+    chosen = GPTQ().run(w, {"gram": gram * 0}, G16)
+    np.testing.assert_array_equal(chosen.codes, jq.numerics.as_bytes(quantize_array(w, G16).codes))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"gram": lambda g: g.at[3, 4].set(jnp.nan)}, "Gram matrix holds NaN or infinity"),
+        ({"w": lambda w: w.at[3, 4].set(jnp.inf)}, "weight holds NaN or infinity"),
+        ({"gram": lambda g: g[:32, :32]}, r"has a Gram matrix of shape \(64, 64\); got \(32, 32\)"),
+        ({"scheme": schemes.E4M3_BLOCK}, None),
+        ({"scheme": Scheme(values=INT4, tile=Tile(contracted=128))}, "Tiles of 128 do not fill"),
+    ],
+)
+def test_bad_input_is_an_error_or_works(change, said):
+    w, gram = _data()
+    w = change.get("w", lambda x: x)(w)
+    gram = change.get("gram", lambda x: x)(gram)
+    scheme = change.get("scheme", G16)
+    if said is None:
+        assert GPTQ().run(w, {"gram": gram}, scheme).losses is not None
+        return
+    with pytest.raises(ValueError, match=said):
+        GPTQ().run(w, {"gram": gram}, scheme)
+
+
+def test_missing_statistics_and_bad_settings_are_errors():
+    w, _ = _data()
+    with pytest.raises(ValueError, match="needs the Gram matrix of a site's inputs"):
+        GPTQ().run(w, {}, G16)
+    for settings in ({"damping": -1.0}, {"shrink": 1.5}, {"block": 0}):
+        with pytest.raises(ValueError, match="got"):
+            GPTQ(**settings)
+
+
+def test_shrinking_to_the_diagonal_gives_plain_rounding():
+    w, gram = _data()
+    chosen = GPTQ(shrink=1.0).run(w, {"gram": gram}, G16)
+    np.testing.assert_array_equal(chosen.codes, jq.numerics.as_bytes(quantize_array(w, G16).codes))
+
+
+def test_stacks_are_as_each_alone_and_as_vmap():
+    grams = jnp.stack([_data(seed=s)[1] for s in range(3)])
+    ws = jnp.stack([_data(seed=s)[0] for s in range(3)])
+    stacked = GPTQ().run(ws, {"gram": grams}, G16_ASYMMETRIC)
+    mapped, _ = jax.vmap(lambda w, g: gptq(w, g, G16_ASYMMETRIC, GPTQ()))(ws, grams)
+    for i in range(3):
+        alone = GPTQ().run(ws[i], {"gram": grams[i]}, G16_ASYMMETRIC)
+        np.testing.assert_array_equal(stacked.codes[i], alone.codes)
+        np.testing.assert_array_equal(stacked.scale[i], alone.scale)
+        np.testing.assert_array_equal(stacked.zero_point[i], alone.zero_point)
+        assert (mapped.codes[i] == alone.codes).mean() >= SAME
+
+
+def test_it_is_compiled_once_a_shape():
+    w, gram = _data(n=20, k=48)
+    before = gptq._cache_size()
+    for seed in range(3):
+        GPTQ().run(*(w + seed, {"gram": gram}), G16)
+    assert gptq._cache_size() == before + 1
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        schemes.NF4,
+        schemes.FP4,
+        schemes.MXFP4,
+        schemes.NVFP4,
+        schemes.NF4_DOUBLE,
+        schemes.INT8_CHANNEL,
+        BLOCKS,
+        MSE,
+        CENTERED,
+        RAGGED,
+        RAGGED_BLOCKS,
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("order", [Order.STORED, Order.GROUPED])
+def test_schemes_of_every_kind_win_on_outputs(scheme, order):
+    w, gram = _data(k=128)
+    chosen = GPTQ(order=order).run(w, {"gram": gram}, scheme)
+    q = assemble(
+        chosen.codes,
+        chosen.scale,
+        chosen.zero_point,
+        offset=chosen.offset,
+        shape=w.shape,
+        dtype=w.dtype,
+        scheme=scheme,
+        contracted=(1,),
+    )
+    error = np.asarray(w - dequantize(q), np.float64)
+    # What the codes stand for is what the losses were counted of.
+    losses = np.einsum("nk,kl,nl->n", error, gram, error)
+    np.testing.assert_allclose(chosen.losses, losses, rtol=1e-3)
+    assert losses.sum() < 0.7 * float(chosen.plain_losses.sum())

@@ -11,7 +11,11 @@ from jaxquant.numerics import as_bytes, INT4, MinMax, UINT4
 from jaxquant.qarray import quantize_array, Scheme, schemes, Tile
 
 ASYMMETRIC = Scheme(
-    values=UINT4, tile=Tile(contracted=4), range=MinMax(), zero_point=UINT4, scale=jq.formats.FLOAT16
+    values=UINT4,
+    tile=Tile(contracted=4),
+    range=MinMax(),
+    zero_point=UINT4,
+    scale=jq.formats.FLOAT16,
 )
 BLOCKS = Scheme(values=jq.formats.E4M3, tile=Tile(contracted=4, kept=3))
 RAGGED = Scheme(values=INT4, tile=Tile(contracted=5, kept=4, ragged=True))
@@ -44,7 +48,9 @@ SCHEMES = {
         values=jq.formats.NF4,
         tile=Tile(contracted=4),
         scale=Scheme(
-            values=jq.formats.DYNAMIC8, tile=Tile(contracted=None, kept=3, ragged=True), centered=True
+            values=jq.formats.DYNAMIC8,
+            tile=Tile(contracted=None, kept=3, ragged=True),
+            centered=True,
         ),
     ),
 }
@@ -118,9 +124,7 @@ def test_matrices_come_back(roles):
     m = as_matrix(w, contracted=contracted, stack=stack)
     assert m.shape[: len(stack)] == tuple(shape[a] for a in stack)
     assert m.shape[-1] == np.prod([shape[a] for a in contracted])
-    np.testing.assert_array_equal(
-        from_matrix(m, shape, contracted=contracted, stack=stack), w
-    )
+    np.testing.assert_array_equal(from_matrix(m, shape, contracted=contracted, stack=stack), w)
 
 
 def test_a_matrix_of_another_size_is_an_error():

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import Applied, inputs, W8A16, weight
+from exact import Applied, inputs, W8, W8A16, weight
+from methods import Informed
 
 import jaxquant as jq
 from jaxquant.algorithms import nearest
@@ -144,3 +145,12 @@ def test_the_loop_gives_the_codes_of_nearest(values):
     assert q.codes.dtype == expected.codes.dtype
     np.testing.assert_array_equal(q.codes, expected.codes)
     np.testing.assert_array_equal(q.scale, expected.scale)
+
+
+def test_a_plan_that_needs_data_is_refused():
+    variables = {"params": {"w": weight(K, K)}}
+    rule = jq.Rule(match="*", weights=W8, algorithm=Informed())
+    recipe = jq.Recipe(name="mine", rules=(rule,))
+    plan = jq.plan(Applied(jnp.matmul, (K, K)), variables, inputs(4, K), recipe=recipe)
+    with pytest.raises(ValueError, match="'mine' needs data at 1 sites, w#dot .*calibrate"):
+        jq.quantize(variables, plan)

@@ -9,7 +9,8 @@ import pytest
 from quantized import normal, SCHEMES
 
 from jaxquant.numerics import BFLOAT16, FLOAT16, FLOAT32, INT4, INT8, MinMax, UINT2, UINT4
-from jaxquant.qarray import dequantize, PER_CHANNEL, quantize_array, Scheme
+from jaxquant.qarray import dequantize, PER_CHANNEL, quantize_array, Scheme, schemes
+from jaxquant.qarray._quantize import quantize_with
 
 
 def test_only_floats_are_quantized():
@@ -90,3 +91,23 @@ def test_codes_beside_a_real_zero_point_do_not_depend_on_the_compiler():
 def test_a_ragged_group_is_refused_with_a_way_out():
     with pytest.raises(ValueError, match="Tiles of 128 do not fill.*divisor of 576"):
         quantize_array(normal(576, 8), SCHEMES["int8 g128 bfloat16"], contracted=(0,))
+
+
+def test_scales_that_are_known_are_used_as_they_are():
+    x = jnp.asarray([[-3.0, 0.5, 1.5, 300.0]])
+    q = quantize_with(x, SCHEMES["int8 channel"], jnp.ones((1, 1)))
+    assert np.asarray(q.codes).tolist() == [[-3, 0, 2, 127]]
+
+
+@pytest.mark.parametrize(
+    "scheme, scale, zero, said",
+    [
+        (schemes.NF4_DOUBLE, jnp.ones((1, 1)), None, "Scales that are known are plain"),
+        (SCHEMES["int8 channel"], jnp.ones((1, 2)), None, "take scales of shape .1, 1., not .1, 2"),
+        (SCHEMES["int8 channel"], jnp.ones((1, 1)), jnp.ones((1, 1), jnp.int8), "some were given"),
+        (SCHEMES["int8 zero channel"], jnp.ones((1, 1)), None, "none were given"),
+    ],
+)
+def test_scales_that_do_not_fit_are_refused(scheme, scale, zero, said):
+    with pytest.raises(ValueError, match=said):
+        quantize_with(normal(1, 64), scheme, scale, zero)
