@@ -14,7 +14,7 @@ from jaxquant.qarray import dequantize, PER_CHANNEL, PER_TENSOR, quantize_array,
 SEEDS = range(7)
 W8 = Scheme(values=INT8, tile=PER_CHANNEL)
 ACTIVATIONS = {"per token": W8, "per tensor": Scheme(values=INT8, tile=PER_TENSOR)}
-SEARCHED = SmoothQuant(alpha=tuple(i / 10 for i in range(1, 10)))
+SEARCHED = SmoothQuant(alpha=None)
 
 
 def error(data: channels.Data, how: SmoothQuant | None, activations: Scheme) -> float:

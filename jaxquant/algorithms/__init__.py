@@ -5,7 +5,6 @@ from ._awq import (
     choose as choose,
     Duo as Duo,
     Found as Found,
-    mean_magnitude as mean_magnitude,
     rounded_at as rounded_at,
     scaling_losses as scaling_losses,
     search as search,

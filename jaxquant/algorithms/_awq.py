@@ -49,7 +49,7 @@ class AWQ:
     ratios: int = 20
     duo: Duo = Duo.BOTH
     clip: ClipSearch | None = ClipSearch()
-    name: str = "awq"
+    name: str = dataclasses.field(default="awq", init=False)
 
     def __post_init__(self) -> None:
         least = {Duo.OFF: 2, Duo.ON: 3, Duo.BOTH: 4}[self.duo]
@@ -86,9 +86,10 @@ class AWQ:
     ) -> Float[Array, "*stack candidates k"]:
         """All scales to try, the identity first.
 
-        `mean_abs` is the mean of |x| over tokens (not its peak). `group` is how many inputs share a
-        scale of the weights, `None` for all: their mean magnitude is taken in units of the group's
-        peak. Channels whose scale is not finite stay as they are.
+        `mean_abs` is the mean of |x| over tokens, not its peak (`intercept.mean_magnitude`).
+        `group` is how many inputs share a scale of the weights, `None` for all: their mean
+        magnitude is taken in units of the group's peak. Channels whose scale is not finite stay as
+        they are.
         """
         mean_abs = mean_abs.astype(jnp.float32)
         size = weight_size(weights, group) if self.duo is not Duo.OFF else None
@@ -100,12 +101,6 @@ class AWQ:
                 s = s / (size ** (1 - ratio) + LEAST)
             found.append(_around_one(s))
         return jnp.stack(found, axis=-2)
-
-
-def mean_magnitude(moments: dict[str, Any]) -> Float[Array, "*stack k"]:
-    """Mean |x| of each channel from the observer `Moments`; 0 where no row was seen."""
-    rows = jnp.asarray(moments["rows"]).astype(jnp.float32)[..., None]
-    return jnp.asarray(moments["magnitude"]) / jnp.maximum(rows, 1.0)
 
 
 def weight_size(

@@ -44,7 +44,7 @@ class HQQ:
     growth: float = 1.01
     iterations: int = 20
     refit_scale: bool = False
-    name: str = "hqq"
+    name: str = dataclasses.field(default="hqq", init=False)
 
     def __post_init__(self) -> None:
         good = 0 < self.power <= 1 and self.beta > 0 and self.growth > 0 and self.iterations >= 1

@@ -25,27 +25,32 @@ class SmoothQuant:
     over the calibration tokens and `wmax_j` the largest magnitude in column `j` of all the weights
     that read this input. With `alpha` 0 the columns of the weights peak at 1, with 1 the inputs.
 
-    Several values of `alpha` are candidates, beside leaving the input as it is, and the one with
-    the least loss is taken at each place.
+    With `alpha=None` each place has its own: leaving the input as it is and `ratios` values
+    between 0 and 1 are candidates, and the one with the least loss is taken.
     """
 
-    alpha: float | tuple[float, ...] = 0.5
-    name: str = "smoothquant"
+    alpha: float | None = 0.5
+    ratios: int = 9
+    name: str = dataclasses.field(default="smoothquant", init=False)
 
     def __post_init__(self) -> None:
-        if not self.alphas or any(not 0 <= alpha <= 1 for alpha in self.alphas):
+        if not (self.alpha is None or 0 <= self.alpha <= 1) or self.ratios < 1:
             raise ValueError(
-                f"SmoothQuant takes an alpha from 0 to 1, or several; got {self.alpha}."
+                "SmoothQuant takes an alpha from 0 to 1, or None and at least one ratio; got "
+                f"alpha={self.alpha}, ratios={self.ratios}."
             )
 
     @property
     def alphas(self) -> tuple[float, ...]:
-        return self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)
+        """Those that are tried."""
+        if self.alpha is not None:
+            return (self.alpha,)
+        return tuple(i / (self.ratios + 1) for i in range(1, self.ratios + 1))
 
     @property
     def searches(self) -> bool:
         """Whether there is more than one candidate, so that a loss is needed."""
-        return isinstance(self.alpha, tuple)
+        return self.alpha is None
 
     @property
     def observers(self) -> tuple[Peak]:
@@ -56,7 +61,7 @@ class SmoothQuant:
         peak: Float[Array, "*stack k"],
         weights: Sequence[Float[Array, "*stack _ k"]],
     ) -> Float[Array, "*stack candidates k"]:
-        """The scales of each alpha; the identity first, where there are several."""
+        """The scales of each alpha; the identity first, where one is to be chosen."""
         found = [scales(peak, weights, alpha) for alpha in self.alphas]
         if self.searches:
             found.insert(0, jnp.ones_like(found[0]))

@@ -80,24 +80,27 @@ def test_dead_channels_and_dead_weights_have_finite_scales():
 def test_stacked_layers_are_scaled_as_each_one_is():
     weights = [jnp.stack([w, 3 * w]) for w in _weights()]
     peak = jnp.stack([_peak(_inputs()), 7 * _peak(_inputs())])
-    whole = SmoothQuant(alpha=(0.3, 0.8)).candidates(peak, weights)
+    how = SmoothQuant(alpha=None, ratios=2)
+    whole = how.candidates(peak, weights)
     assert whole.shape == (2, 3, K)
     for i in range(2):
-        own = SmoothQuant(alpha=(0.3, 0.8)).candidates(peak[i], [w[i] for w in weights])
+        own = how.candidates(peak[i], [w[i] for w in weights])
         np.testing.assert_array_equal(whole[i], own)
 
 
-def test_several_alphas_come_with_the_identity():
-    found = SmoothQuant(alpha=(0.5, 0.8)).candidates(_peak(_inputs()), _weights())
+def test_alphas_to_choose_from_come_with_the_identity():
+    how = SmoothQuant(alpha=None, ratios=4)
+    assert how.alphas == (0.2, 0.4, 0.6, 0.8) and how.searches
+    found = how.candidates(_peak(_inputs()), _weights())
     np.testing.assert_array_equal(found[0], 1.0)
-    np.testing.assert_array_equal(found[2], scales(_peak(_inputs()), _weights(), 0.8))
-    assert SmoothQuant(alpha=(0.5,)).searches and not SmoothQuant().searches
+    np.testing.assert_array_equal(found[4], scales(_peak(_inputs()), _weights(), 0.8))
+    assert SmoothQuant().alphas == (0.5,) and not SmoothQuant().searches
 
 
 @pytest.mark.parametrize("activations", [W8, TENSOR], ids=["per token", "per tensor"])
 def test_losses_are_those_of_products_of_rounded_sides(activations):
     x, weights = _inputs(), _weights()
-    candidates = SmoothQuant(alpha=(0.5, 0.9)).candidates(_peak(x), weights)
+    candidates = SmoothQuant(alpha=None, ratios=3).candidates(_peak(x), weights)
     losses = smoothed_losses(candidates, weights, x, [W8, W8], activations)
     for s, loss in zip(candidates, losses, strict=True):
         expected = 0.0
@@ -110,7 +113,7 @@ def test_losses_are_those_of_products_of_rounded_sides(activations):
             expected += ((left @ right.T - x64 @ w64.T) ** 2).sum()
         # Differences of float32 sums, which are some hundredths of the sums themselves.
         assert float(loss) == pytest.approx(expected, rel=1e-3)
-    assert losses[1] < 0.5 * losses[0]
+    assert losses[2] < 0.5 * losses[0]
 
 
 def test_a_static_range_is_that_of_calibration():
@@ -129,7 +132,7 @@ def test_a_static_range_is_that_of_calibration():
     assert float(static[0]) > 100 * float(dynamic[0])
 
 
-@pytest.mark.parametrize("alpha", [-0.1, 1.5, (), (0.5, 2.0)])
-def test_an_alpha_beyond_0_and_1_is_refused(alpha):
-    with pytest.raises(ValueError, match="alpha from 0 to 1, or several"):
-        SmoothQuant(alpha=alpha)
+@pytest.mark.parametrize("wrong", [dict(alpha=-0.1), dict(alpha=1.5), dict(alpha=None, ratios=0)])
+def test_an_alpha_beyond_0_and_1_is_refused(wrong):
+    with pytest.raises(ValueError, match="alpha from 0 to 1, or None and at least one ratio"):
+        SmoothQuant(**wrong)
