@@ -114,12 +114,16 @@ def quantized_tree(
     variables: Any,
     plan: Plan,
     chosen: Mapping[str, QArray],
+    states: Mapping[str, Mapping[str, Any]] = {},
     *,
     key: Any = None,
     account: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[Any, Account | None]:
-    """What `quantize` returns, with the parameters in `chosen` (by path) held as given there."""
+    """What `quantize` returns, with the parameters in `chosen` (by path) held as given there.
+
+    `states` are arrays that belong to sites, by site id and name.
+    """
     known = parameters(variables)
     missing = [path for path in plan.by_path if path not in known]
     if missing:
@@ -147,7 +151,7 @@ def quantized_tree(
             progress(planned.path)
         return q
 
-    tree = stamped(map_leaves(one, variables), plan.fingerprint)
+    tree = stamped(map_leaves(one, variables), plan.fingerprint, states)
     if not account:
         return tree, None
     ordered = tuple((leaf.path, errors[leaf.path]) for leaf in plan.leaves)

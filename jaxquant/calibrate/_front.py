@@ -9,23 +9,33 @@ from typing import Any
 
 from ..algorithms._nearest import quantized_tree
 from ..intercept import Account, Plan, Root
+from ..intercept._variables import parameters, unstamped
 from ..qarray import QArray
 from ._batches import checked_batches
-from ._driver import CalibratedSite, Calibration, Settings
+from ._driver import CalibratedSite, Quantization, Settings
 from ._journal import digest_of, Journal
-from ._roots import assembled
+from ._roots import assembled, assembled_state
+from ._scaling import Scaled, Scaling
 from ._store import Store
 
-Progress = Callable[[CalibratedSite, int, int], None]
+Progress = Callable[[CalibratedSite | Scaled, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """What `calibrate` made: the tree, its account, and what happened at each site, in order."""
+    """What `calibrate` made: the tree, its account, and what happened at each site, in order.
+
+    `scalings` are the groups of sites whose inputs were scaled; `unscaled` the parameters of sites
+    that were to be, and whose inputs nothing makes that could be divided. `compiled` counts the
+    programs that segments of the model were compiled to.
+    """
 
     qvariables: Any
     account: Account
     sites: tuple[CalibratedSite, ...]
+    scalings: tuple[Scaled, ...] = ()
+    unscaled: tuple[str, ...] = ()
+    compiled: int = 0
 
 
 def calibrate(
@@ -67,17 +77,33 @@ def calibrate(
             "settings": repr(dataclasses.replace(settings, memory=0)),
         }
         journal = Journal(Path(out), identity, resume=resume)
-    run = Calibration(
-        model, variables, data, plan, settings=settings, journal=journal, progress=progress
-    )
+    scalings: list[Scaled] = []
+    unscaled: tuple[str, ...] = ()
     with Store(settings.memory, out) as store:
-        run.run(store)
+        if any(site.scaling is not None for site in plan.sites):
+            scaling = Scaling(plan, model, variables, data, store, settings, progress)
+            variables = scaling.run()
+            scalings, unscaled = scaling.rows, scaling.without_fold
+        known = parameters(unstamped(variables)[0])
+        run = Quantization(plan, known, settings, journal, progress)
+        programs = run.run(model, variables, data, store)
     by_path: dict[str, dict[Root, QArray]] = {}
     for root, q in run.results.items():
         by_path.setdefault(root.path, {})[root] = q
     chosen = {path: assembled(slices, plan.by_path[path]) for path, slices in by_path.items()}
-    tree, account = quantized_tree(variables, plan, chosen, account=True)
+    states = {
+        site: assembled_state(own, plan.by_path[plan.by_site[site].path])
+        for site, own in run.states.items()
+    }
+    tree, account = quantized_tree(variables, plan, chosen, states, account=True)
     assert account is not None
     if out is not None:
         shutil.rmtree(out)
-    return Calibrated(qvariables=tree, account=account, sites=tuple(run.rows))
+    return Calibrated(
+        qvariables=tree,
+        account=account,
+        sites=tuple(run.rows),
+        scalings=tuple(scalings),
+        unscaled=unscaled,
+        compiled=programs.compiled,
+    )

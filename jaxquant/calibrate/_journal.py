@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..checkpoint import CheckpointError
+from ..intercept import Root
 
 _HEADER = "calibration.json"
 _VERSION = 1
@@ -63,16 +65,31 @@ class Journal:
         """Whether a level is finished."""
         return self._file(level).exists()
 
-    def write(self, level: int, results: Mapping[str, Any], rows: Iterable[Any]) -> None:
-        """Keeps the arrays of a level (pytrees by name) and what is told about its sites."""
+    def write(
+        self,
+        level: int,
+        results: Mapping[str, Any],
+        rows: Iterable[Any],
+        states: Iterable[tuple[str, Root, Mapping[str, Any]]] = (),
+    ) -> None:
+        """Keeps the arrays of a level (pytrees by name), what is told about its sites, and states.
+
+        States are arrays by name, of a site and a root.
+        """
         arrays: dict[str, np.ndarray] = {}
         for number, (name, tree) in enumerate(sorted(results.items())):
             arrays[f"{number}.name"] = np.frombuffer(name.encode(), np.uint8)
             for i, leaf in enumerate(jax.tree.leaves(tree)):
                 # As bytes: NumPy's own files do not know the narrow types.
                 arrays[f"{number}.{i}"] = _bytes(leaf)
-        told = json.dumps([dataclasses.asdict(row) for row in rows]).encode()
-        arrays["rows"] = np.frombuffer(told, np.uint8)
+        kept = []
+        for site, root, state in states:
+            for name, array in state.items():
+                facts = {"dtype": np.dtype(array.dtype).name, "shape": list(array.shape)}
+                arrays[f"state.{len(kept)}"] = _bytes(array)
+                kept.append({"site": site, "root": _told(root), "name": name, **facts})
+        told = {"rows": [dataclasses.asdict(row) for row in rows], "states": kept}
+        arrays["told"] = np.frombuffer(json.dumps(told).encode(), np.uint8)
         draft = self.folder / "draft.npz"
         with draft.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -80,12 +97,16 @@ class Journal:
             os.fsync(file.fileno())
         os.replace(draft, self._file(level))
 
-    def read(self, level: int, structs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arrays of a level; `structs` are their shapes and dtypes, as pytrees by name.
+    def read(
+        self, level: int, structs: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], list[dict[str, Any]], list[tuple[str, Root, dict[str, Any]]]]:
+        """The arrays of a level, what was told about its sites, and states.
+
+        `structs` are shapes and dtypes of the arrays, as pytrees by name.
 
         **Raises:** `CheckpointError` if the file is damaged or holds something else.
         """
-        results = {}
+        results, states = {}, []
         try:
             # Opened here: `numpy.load` would not close a file that it cannot read.
             with self._file(level).open("rb") as file, np.load(file, allow_pickle=False) as held:
@@ -100,16 +121,25 @@ class Journal:
                         _shaped(held[f"{numbers[name]}.{i}"], leaf) for i, leaf in enumerate(leaves)
                     ]
                     results[name] = jax.tree.unflatten(tree, read)
-        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+                told = json.loads(held["told"].tobytes())
+                for i, kept in enumerate(told["states"]):
+                    root = Root(path=kept["root"][0], steps=tuple(map(tuple, kept["root"][1])))
+                    struct = jax.ShapeDtypeStruct(tuple(kept["shape"]), jnp.dtype(kept["dtype"]))
+                    states.append(
+                        (kept["site"], root, {kept["name"]: _shaped(held[f"state.{i}"], struct)})
+                    )
+        except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise CheckpointError(
                 f"{self._file(level)} is damaged: {error}. Remove it, and calibrate again."
             ) from None
-        return results
+        merged: dict[tuple[str, Root], dict[str, Any]] = {}
+        for site, root, state in states:
+            merged.setdefault((site, root), {}).update(state)
+        return results, told["rows"], [(site, root, x) for (site, root), x in merged.items()]
 
-    def rows(self, level: int) -> list[dict[str, Any]]:
-        """What was told about the sites of a level."""
-        with np.load(self._file(level), allow_pickle=False) as held:
-            return json.loads(held["rows"].tobytes())
+
+def _told(root: Root) -> list[Any]:
+    return [root.path, [list(step) for step in root.steps]]
 
 
 def _shaped(raw: np.ndarray, struct: Any) -> np.ndarray:

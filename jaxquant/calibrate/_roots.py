@@ -1,6 +1,7 @@
 """Parameters as the graph reads them: whole, or a slice of those that layers share as a stack."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,6 +66,49 @@ def assembled(slices: Mapping[Root, QArray], leaf: LeafPlan) -> QArray:
             f"{tuple(whole.shape)}. A scan may step through a part of it: leave it by a rule."
         )
     return whole
+
+
+def assembled_state(states: Mapping[Root, Mapping[str, Any]], leaf: LeafPlan) -> dict[str, Any]:
+    """The state of a site from that of its slices: the stack axes of `leaf` in front."""
+    names = dict.fromkeys(name for state in states.values() for name in state)
+    return {
+        name: _joined_state({root: state[name] for root, state in states.items()}, name, leaf)
+        for name in names
+    }
+
+
+def _joined_state(arrays: Mapping[Root, Any], name: str, leaf: LeafPlan) -> Any:
+    if name.startswith("outlier"):
+        # Slices have as many columns as they need: `k`, which is no column, fills them up.
+        most = max(_places(x, name).shape[-1] for x in arrays.values())
+        inputs = math.prod(leaf.shape[a] for a in leaf.contracted)
+        fill = inputs if name == "outlier_columns" else 0
+        arrays = {root: _filled(x, most, fill, name) for root, x in arrays.items()}
+    arrays = dict(arrays)
+    while any(root.steps for root in arrays):
+        groups: dict[Root, list[tuple[int, Any]]] = {}
+        for root, array in arrays.items():
+            *rest, (axis, index) = root.steps
+            outer = Root(path=root.path, steps=tuple(rest))
+            groups.setdefault(outer, []).append((index, array))
+        gone = {a for a, _ in next(iter(groups)).steps}
+        place = sorted(set(leaf.stack) - gone).index(axis)
+        arrays = {
+            outer: jnp.stack([x for _, x in sorted(each, key=lambda pair: pair[0])], place)
+            for outer, each in groups.items()
+        }
+    (array,) = arrays.values()
+    return array
+
+
+def _places(x: Any, name: str) -> Any:
+    return x if name == "outlier_columns" else x[..., 0]
+
+
+def _filled(x: Any, most: int, fill: int, name: str) -> Any:
+    axis = x.ndim - (1 if name == "outlier_columns" else 2)
+    room = [(0, most - x.shape[a] if a == axis else 0) for a in range(x.ndim)]
+    return jnp.pad(x, room, constant_values=np.array(fill, x.dtype))
 
 
 def _stacked(slices: Mapping[Root, QArray], axis: int) -> dict[Root, QArray]:

@@ -8,6 +8,7 @@ import pytest
 
 import jaxquant as jq
 from jaxquant.calibrate._journal import digest_of, Journal
+from jaxquant.intercept import Root
 
 IDENTITY = {"plan": "0123", "data": "4567"}
 
@@ -35,12 +36,26 @@ def test_a_level_comes_back_bit_for_bit(tmp_path):
     again = Journal(tmp_path / "run", IDENTITY, resume=True)
     assert again.has(3) and not again.has(2)
     structs = jax.eval_shape(results)
-    read = again.read(3, structs)
+    read, rows, states = again.read(3, structs)
+    assert states == []
     assert jax.tree.structure(read) == jax.tree.structure(written)
     for a, b in zip(jax.tree.leaves(read), jax.tree.leaves(written), strict=True):
         assert (a.dtype, a.shape) == (b.dtype, b.shape)
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-    assert again.rows(3) == [{"site": "a#dot", "notes": ["one"]}]
+    assert rows == [{"site": "a#dot", "notes": ["one"]}]
+
+
+def test_states_come_back_too(tmp_path):
+    journal = Journal(tmp_path, IDENTITY, resume=False)
+    root = Root(path="a", steps=((0, 2), (1, 1)))
+    state = {"scale": jnp.float32(0.5), "outlier_weights": jnp.ones((2, 3), jnp.bfloat16)}
+    journal.write(0, {}, [], [("a#dot", root, state), ("b#dot", Root(path="b"), {})])
+    _, _, ((site, again, read),) = journal.read(0, {})
+    assert (site, again) == ("a#dot", root)
+    assert {name: (x.dtype, x.shape) for name, x in read.items()} == {
+        name: (x.dtype, x.shape) for name, x in state.items()
+    }
+    assert all(np.asarray(read[name]).tobytes() == np.asarray(state[name]).tobytes() for name in state)
 
 
 def test_another_plan_or_other_data_are_refused(tmp_path):

@@ -1,0 +1,181 @@
+"""Going through a model level by level: every segment run on every batch, statistics added up."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..intercept import Count, Graph, MarkedSite, PlanError, Root, Step, trace
+from ..intercept._variables import parameters, unstamped
+from ._compiled import in_segment, Programs, Watch
+from ._segments import cut, marked, moving_side, Segment
+from ._store import Store
+
+Statistics = dict[str, Any]
+"""What observers saw at a site, by their names; `count` is always among them."""
+
+
+class Walk:
+    """The levels of a model, on some batches, with activations in a store.
+
+    `wanted` says which sites make levels, `observers` what is to be known of the inputs of one,
+    and `effective` what a parameter's values are for the equations that read it: this is asked
+    anew for each segment. `narrow` is as in `Settings`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        variables: Any,
+        batches: Sequence[tuple[Any, ...]],
+        store: Store,
+        programs: Programs,
+        *,
+        wanted: Callable[[MarkedSite], bool],
+        observers: Callable[[MarkedSite], tuple[Any, ...]],
+        effective: Callable[[Root], Any],
+        narrow: Any = None,
+    ):
+        self.model = model
+        self.variables, _ = unstamped(variables)
+        self.known = parameters(self.variables)
+        self.batches = batches
+        self.store = store
+        self.programs = programs
+        self.narrow = narrow
+        self._wanted = wanted
+        self._observers = observers
+        self._effective = effective
+        self._graphs: dict[Any, tuple[Graph, tuple[Segment, ...]]] = {}
+        self._cut = [self._graph(batch) for batch in batches]
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of the first batch; those of other shapes have the same values and sites."""
+        return self._cut[0][0]
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return self._cut[0][1]
+
+    def _graph(self, batch: tuple[Any, ...]) -> tuple[Graph, tuple[Segment, ...]]:
+        key = tuple((jnp.shape(x), str(jnp.result_type(x))) for x in jax.tree.leaves(batch))
+        if key not in self._graphs:
+            graph = trace(self.model, self.variables, *batch)
+            self._graphs[key] = (graph, cut(graph, self._wanted))
+        return self._graphs[key]
+
+    def check_reached(self, sites: Mapping[str, str]) -> None:
+        """Refuses a plan some of whose sites (with their paths) this call does not reach.
+
+        **Raises:** `PlanError` naming the first.
+        """
+        reached = {marked(step).site for step in self.graph.sites}
+        for site, path in sites.items():
+            if site not in reached:
+                why = self.graph.unreached.get(path, "this call does not reach it")
+                raise PlanError(
+                    f"{site} cannot be calibrated: {why}. Give it an algorithm that needs no data, "
+                    "or leave it by a rule."
+                )
+
+    def levels(
+        self, watched: Callable[[int], bool] = lambda index: True
+    ) -> Iterator[tuple[int, Segment, dict[int, Statistics]]]:
+        """Level by level: its number, its segment, and statistics by the id of a site's step.
+
+        Where `watched` says no, the segment is run without statistics.
+
+        **Raises:** `ValueError` naming the sites whose inputs are not finite.
+        """
+        for number, (graph, _) in enumerate(self._cut):
+            for value, leaf in zip(graph.arguments, _arrays(self.batches[number]), strict=True):
+                self.store.put(value, number, leaf)
+        for index, segment in enumerate(self.segments):
+            groups = self._groups(segment) if watched(index) else []
+            yield index, segment, self._pass(index, groups)
+        for value in self._left():
+            for number in range(len(self.batches)):
+                self.store.drop(value, number)
+
+    def _left(self) -> list[int]:
+        kept = set(self.graph.arguments)
+        for segment in self.segments:
+            kept |= set(segment.part.outputs)
+            kept -= set(segment.done)
+        return sorted(kept) if self.segments else list(self.graph.arguments)
+
+    def _groups(self, segment: Segment) -> list[tuple[Watch, list[Step]]]:
+        """What to measure, and for which sites: those that read one value in one way share it."""
+        groups: dict[Any, tuple[Watch, list[Step]]] = {}
+        for step in segment.sites:
+            observers = dict.fromkeys((*self._observers(marked(step)), Count()))
+            watch = Watch(step=step, observers=tuple(observers))
+            groups.setdefault((moving_side(step), watch.facts), (watch, []))[1].append(step)
+        return list(groups.values())
+
+    def _pass(self, index: int, groups: list[tuple[Watch, list[Step]]]) -> dict[int, Statistics]:
+        totals: list[Statistics] = []
+        observers = tuple(watch.observers for watch, _ in groups)
+        fixed = self.fixed(self.segments[index].part)
+        for number, (graph, segments) in enumerate(self._cut):
+            segment = segments[index]
+            watches = [in_segment(watch, segment) for watch, _ in groups]
+            made = {v for step in segment.part.steps for v in step.outputs}
+            read = [*segment.part.inputs, *(v for w in watches for v in w.step.reads)]
+            values = dict(fixed)
+            values |= {
+                v: self.store.get(v, number) for v in read if v in graph.moving and v not in made
+            }
+            outs, stats = self.programs.run(segment.part, values, watches, narrow=self.narrow)
+            for value, array in outs.items():
+                self.store.put(value, number, array)
+            for value in segment.done:
+                self.store.drop(value, number)
+            totals = _merged(observers, totals, stats) if totals else stats
+        for (_, steps), stats in zip(groups, totals, strict=True):
+            _check_finite(steps, stats)
+        return {
+            id(step): stats
+            for (_, steps), stats in zip(groups, totals, strict=True)
+            for step in steps
+        }
+
+    def fixed(self, part: Any, effective: Callable[[Root], Any] | None = None) -> dict[int, Any]:
+        """Parameters, other variables and constants that a part reads, as arrays."""
+        effective = effective or self._effective
+        leaves = jax.tree.leaves(self.variables)
+        fixed = {}
+        for value in part.inputs:
+            if value in part.graph.roots:
+                fixed[value] = effective(part.graph.roots[value])
+            elif value in part.graph.constants:
+                fixed[value] = jnp.asarray(part.graph.constants[value])
+            elif value in part.graph.variables:
+                fixed[value] = leaves[part.graph.variables[value]]
+        return fixed
+
+
+def _arrays(batch: tuple[Any, ...]) -> list[Any]:
+    return [jnp.asarray(x) for x in jax.tree.leaves(batch)]
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _merged(observers: tuple[tuple[Any, ...], ...], a: Any, b: Any) -> Any:
+    return [
+        {o.name: o.merge(x[o.name], y[o.name]) for o in own}
+        for own, x, y in zip(observers, a, b, strict=True)
+    ]
+
+
+def _check_finite(steps: list[Step], statistics: Statistics) -> None:
+    bad = int(np.asarray(statistics["count"]["nonfinite"]).sum())
+    if bad:
+        names = ", ".join(str(marked(step).root) for step in steps)
+        raise ValueError(
+            f"{bad} rows of the inputs of {names} hold NaN or infinity on the calibration data. "
+            "The model overflows before this site, or a parameter there is damaged."
+        )
