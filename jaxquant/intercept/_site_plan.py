@@ -73,6 +73,11 @@ def unfit(site: SitePlan) -> list[str]:
         problems.append(
             f"{site.site} is no dot, and only dots keep outliers apart; give it a rule of its own"
         )
+    if site.op == "ragged_dot" and site.static:
+        problems.append(
+            f"{site.site} deals its inputs out to experts, and static scales of each expert's are "
+            "not computed with; give it a rule that is not static"
+        )
     if site.op == "conv" and site.needs_calibration:
         problems.append(
             f"{site.site} is a convolution, of whose inputs no statistics are taken; give it a "

@@ -73,6 +73,22 @@ def test_convolutions_cannot_be_calibrated(added):
         jq.plan(model, variables, x, recipe=recipe)
 
 
+def test_ragged_products_have_no_static_scales():
+    def function(x, w):
+        return jax.lax.ragged_dot(x, w, jnp.array([1, 3], jnp.int32))
+
+    variables = {"params": {"w": weight(2, K, K)}}
+    for added, refused in (({"static": True}, True), ({"algorithm": Informed()}, False)):
+        recipe = jq.Recipe(name="r", rules=(_rule(activations=TENSOR8, **added),))
+        args = (Applied(function, (2, K, K)), variables, inputs(4, K))
+        if refused:
+            with pytest.raises(jq.PlanError, match="w#ragged_dot deals its inputs out to experts"):
+                jq.plan(*args, recipe=recipe)
+        else:
+            rule = dataclasses.replace(recipe.rules[0], activations=None)
+            assert jq.plan(*args, recipe=jq.Recipe(name="r", rules=(rule,))).needs_calibration
+
+
 def test_uses_that_would_choose_codes_differently_are_refused():
     def tied(x, w):
         return (x @ w) @ w
