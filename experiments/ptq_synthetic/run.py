@@ -17,7 +17,7 @@ import jax
 
 HERE = pathlib.Path(__file__).parent
 MODULES = ("gptq_anchor", "awq_anchor", "smooth_anchor", "llm_int8_anchor")
-"""Each has `SEEDS`, `rows()` and, where more than the figures must hold, `failures(rows, slack)`."""
+"""Each has `SEEDS`, `rows()` and, where more than figures must hold, `failures(rows, slack)`."""
 MARGIN = 0.10
 """Ours over the published figure: medians over seeds, of data made by a description of theirs."""
 QUICK_MARGIN = 0.60

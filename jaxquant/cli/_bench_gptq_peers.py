@@ -11,7 +11,8 @@ def qwix_gptq(w: np.ndarray, gram: np.ndarray, *, group: int) -> Callable[[], An
     """qwix's `gptq_core.quantize_weight`, called as its own `gptq.quantize_params` does."""
     from qwix.contrib import gptq_core  # type: ignore[import-not-found]
 
-    how = gptq_core.qarray.HowToQuantize(qtype=jnp.int4, channelwise_axes=(0,), tiled_axes={1: group})
+    settings = {"qtype": jnp.int4, "channelwise_axes": (0,), "tiled_axes": {1: group}}
+    how = gptq_core.qarray.HowToQuantize(**settings)
     held, matrix = jnp.asarray(w), jnp.asarray(gram)
     return lambda: gptq_core.quantize_weight(held, matrix, how)
 
