@@ -226,8 +226,8 @@ def _rows(x: Shaped[Array, "k n"], start: Any, count: int) -> Shaped[Array, "c n
 
 
 def _placed(
-    x: Shaped[Array, "k n"], part: Shaped[Array, "c n"], start: Any
-) -> Shaped[Array, "k n"]:
+    x: Shaped[Array, "k *rest"], part: Shaped[Array, "c *rest"], start: Any
+) -> Shaped[Array, "k *rest"]:
     return lax.dynamic_update_slice_in_dim(x, part, start, axis=0)
 
 
