@@ -100,6 +100,36 @@ def searched(shrunk: Callable[[float], Rule]) -> Rule:
     return rule
 
 
+def half_quadratic(bits: int, *, refit: bool = False) -> Rule:
+    """HQQ: zero points, and perhaps scales, in turn with the sparse part of the error.
+
+    Both are held in float16, and each tile keeps the best of its steps.
+    """
+    top = 2**bits - 1
+
+    def rule(x: np.ndarray) -> np.ndarray:
+        low = np.minimum(x.min(-1, keepdims=True), 0)
+        scale = (np.maximum(x.max(-1, keepdims=True), 0) - low) / top
+        zero, beta = -low / scale, 10.0
+        best, least = x, np.full_like(scale, np.inf)
+        for _ in range(21):
+            scale, zero = (each.astype(np.float16).astype(np.float64) for each in (scale, zero))
+            codes = np.clip(np.round(x / scale + zero), 0, top)
+            now = (codes - zero) * scale
+            error = np.abs(x - now).mean(-1, keepdims=True)
+            best, least = np.where(error < least, now, best), np.minimum(error, least)
+            size = np.maximum(np.abs(x - now), 1e-30)
+            target = x - np.sign(x - now) * np.maximum(size - size**-0.3 / beta, 0)
+            if refit:
+                off = codes - codes.mean(-1, keepdims=True)
+                scale = (off * target).sum(-1, keepdims=True) / (off**2).sum(-1, keepdims=True)
+            zero = (codes - target / scale).mean(-1, keepdims=True)
+            beta *= 1.01
+        return best
+
+    return rule
+
+
 def nearest(x: np.ndarray, values: np.ndarray) -> np.ndarray:
     return values[np.searchsorted((values[:-1] + values[1:]) / 2, x)]
 
@@ -176,6 +206,9 @@ RULES: dict[str, Rule] = {
     "int2 g128, asymmetric": runs(asymmetric(2), 128),
     "int2 g64, asymmetric": runs(asymmetric(2), 64),
     "int2 g64, asymmetric, mse": runs(searched(lambda f: asymmetric(2, f)), 64),
+    "HQQ 4 bits, 64": runs(half_quadratic(4), 64),
+    "HQQ 3 bits, 64": runs(half_quadratic(3), 64),
+    "HQQ 2 bits, 64": runs(half_quadratic(2), 64),
     "NF4, 64": runs(table(NF4), 64),
     "NF4, 64, double quantization": nf4_double,
     "NF4, 128": runs(table(NF4), 128),
@@ -197,4 +230,7 @@ RULES: dict[str, Rule] = {
     "MXFP6 E3M2, floor": _mx(E3M2, floor=True),
     "MXFP6 E2M3, floor": _mx(E2M3, floor=True),
     "binary, mean magnitude per channel": runs(binary, None),
+    "HQQ 4 bits, 64, scales refitted": runs(half_quadratic(4, refit=True), 64),
+    "HQQ 3 bits, 64, scales refitted": runs(half_quadratic(3, refit=True), 64),
+    "HQQ 2 bits, 64, scales refitted": runs(half_quadratic(2, refit=True), 64),
 }

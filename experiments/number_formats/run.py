@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from numpy_rules import RULES
 
+from jaxquant.algorithms import assemble, HQQ
 from jaxquant.numerics import (
     AbsMax,
     AbsMean,
@@ -22,6 +23,7 @@ from jaxquant.numerics import (
     E4M3,
     E5M2,
     ExponentRule,
+    FLOAT16,
     Format,
     INT4,
     INT8,
@@ -61,6 +63,8 @@ class Row:
     name: str
     scheme: Scheme
     anchors: tuple[float, float] | None = None
+    solver: HQQ | None = None
+    """What chooses codes, where it is not rounding to nearest."""
 
 
 def integers(values: Format, group: int | None, *, mse: bool = False) -> Scheme:
@@ -83,8 +87,14 @@ def box(values: Format, contracted: int, kept: int = 1) -> Scheme:
     return Scheme(values=values, tile=Tile(contracted=contracted, kept=kept))
 
 
-def row(name: str, scheme: Scheme, *anchors: float) -> Row:
-    return Row(name=name, scheme=scheme, anchors=(anchors[0], anchors[1]) if anchors else None)
+def row(name: str, scheme: Scheme, *anchors: float, solver: HQQ | None = None) -> Row:
+    pair = (anchors[0], anchors[1]) if anchors else None
+    return Row(name=name, scheme=scheme, anchors=pair, solver=solver)
+
+
+def hqq(values: Format) -> Scheme:
+    """As the reference stores it: scales and zero points in 16 bits."""
+    return dataclasses.replace(integers(values, 64), scale=FLOAT16, zero_point=FLOAT16)
 
 
 TENSOR_TERNARY = Scheme(values=TERNARY, tile=PER_TENSOR, range=AbsMean())
@@ -103,6 +113,9 @@ ROWS = (
     row("int2 g128, asymmetric", integers(UINT2, 128), 0.2533, 0.367),
     row("int2 g64, asymmetric", integers(UINT2, 64), 0.2090, 0.278),
     row("int2 g64, asymmetric, mse", integers(UINT2, 64, mse=True), 0.1272, 0.1819),
+    row("HQQ 4 bits, 64", hqq(UINT4), 0.007547, 0.01274, solver=HQQ()),
+    row("HQQ 3 bits, 64", hqq(UINT3), 0.03340, 0.0585, solver=HQQ()),
+    row("HQQ 2 bits, 64", hqq(UINT2), 0.1888, 0.3117, solver=HQQ()),
     row("NF4, 64", schemes.NF4, 0.008458, 0.01237),
     row("NF4, 64, double quantization", schemes.NF4_DOUBLE, 0.008462, 0.01243),
     row("NF4, 128", box(NF4, 128), 0.009142, 0.01661),
@@ -123,9 +136,12 @@ ROWS = (
     row("MXFP6 E3M2, floor", schemes.MXFP6_E3M2),
     row("MXFP6 E2M3, floor", schemes.MXFP6_E2M3),
     row("binary, mean magnitude per channel", schemes.BINARY),
+    *(
+        row(f"HQQ {v.bits} bits, 64, scales refitted", hqq(v), solver=HQQ(refit_scale=True))
+        for v in (UINT4, UINT3, UINT2)
+    ),
 )
 ABSENT = {
-    "HQQ 4, 3 and 2 bits g64": "an algorithm that optimizes zero points; not built yet",
     "ggml Q4_0 to Q6_K, TQ2_0": "the encoders of llama.cpp; not built yet",
 }
 
@@ -144,9 +160,15 @@ def error(rounded: np.ndarray, w: np.ndarray) -> float:
     return float(((rounded.astype(np.float64) - exact) ** 2).sum() / (exact**2).sum())
 
 
-@functools.partial(jax.jit, static_argnames="scheme")
-def rounded(w: jax.Array, scheme: Scheme) -> jax.Array:
-    return dequantize(quantize_array(w, scheme, contracted=(-1,)))
+@functools.partial(jax.jit, static_argnames=("scheme", "solver"))
+def rounded(w: jax.Array, scheme: Scheme, solver: HQQ | None) -> jax.Array:
+    if solver is None:
+        return dequantize(quantize_array(w, scheme, contracted=(-1,)))
+    made = solver.run(w, {}, scheme)
+    parts = made.codes, made.scale, made.zero_point
+    return dequantize(
+        assemble(*parts, shape=w.shape, dtype=w.dtype, scheme=scheme, contracted=(1,))
+    )
 
 
 def measure(each: Row, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -156,7 +178,7 @@ def measure(each: Row, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     )
     measured["bits_per_value"] = round(some.bits_per_value, 4)
     for draw, w in arrays.items():
-        measured[draw] = error(np.asarray(rounded(w, each.scheme)), w)
+        measured[draw] = error(np.asarray(rounded(w, each.scheme, each.solver)), w)
         measured[f"numpy_{draw}"] = error(RULES[each.name](w.astype(np.float64)), w)
     if each.anchors is not None:
         measured |= {"anchor_gauss": each.anchors[0], "anchor_heavy": each.anchors[1]}

@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from ..intercept import Account, LeafPlan, Plan
 from ..intercept._variables import map_leaves, parameters, stamped
@@ -17,6 +18,7 @@ from ..numerics import as_bytes, from_bytes
 from ..qarray import place, QArray, quantize_array, Scheme, WeightError
 from ..qarray._error import error_from, error_sums, square_sum
 from ..qarray._sharding import automatic
+from ._matrix import as_matrix, assemble
 
 
 @functools.partial(jax.jit, static_argnames=("scheme", "contracted", "stack"))
@@ -81,6 +83,8 @@ def quantize(
 ) -> Any:
     """The tree with the parameters of `plan` as QArrays, rounded to nearest, leaf by leaf.
 
+    Where the plan names an algorithm that needs no data, that one chooses the codes.
+
     Leaves may be anything that `numpy.asarray` reads, such as lazily loaded arrays: one is in
     memory at a time. Sharded leaves stay sharded: codes as the weight, scales as their tiles
     allow. With `account` the error of each weight is measured as its codes are made, and the
@@ -89,13 +93,33 @@ def quantize(
     done.
 
     **Raises:** `ValueError` if a parameter is missing, has another shape than planned, or is not
-    finite.
+    finite, or if the plan needs data.
 
     ```python
     qvariables, account = jq.quantize(variables, plan, account=True)
     print(account)  # every site: its scheme, true bits, signal to noise, and why
     ```
     """
+    if plan.needs_calibration:
+        sites = plan.needs_calibration
+        raise ValueError(
+            f"The recipe {plan.recipe!r} needs data at {len(sites)} sites, {sites[0]} the first. "
+            "Give some: jaxquant.calibrate(model, variables, batches, plan)."
+        )
+    tree, errors = quantized_tree(variables, plan, {}, key=key, account=account, progress=progress)
+    return (tree, errors) if errors is not None else tree
+
+
+def quantized_tree(
+    variables: Any,
+    plan: Plan,
+    chosen: Mapping[str, QArray],
+    *,
+    key: Any = None,
+    account: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[Any, Account | None]:
+    """What `quantize` returns, with the parameters in `chosen` (by path) held as given there."""
     known = parameters(variables)
     missing = [path for path in plan.by_path if path not in known]
     if missing:
@@ -110,7 +134,13 @@ def quantize(
         if planned is None:
             return leaf if isinstance(leaf, jax.Array) else _loaded(leaf)
         own = None if key is None else jax.random.fold_in(key, zlib.crc32(planned.path.encode()))
-        q, error = _leaf(leaf, planned, own, account)
+        algorithm = plan.algorithms.get(planned.path)
+        if planned.path in chosen:
+            q, error = _given(leaf, planned, chosen[planned.path], account)
+        elif algorithm is not None and not algorithm.observers:
+            q, error = _given(leaf, planned, _by_algorithm(leaf, planned, algorithm), account)
+        else:
+            q, error = _leaf(leaf, planned, own, account)
         if error is not None:
             errors[planned.path] = error
         if progress is not None:
@@ -119,21 +149,60 @@ def quantize(
 
     tree = stamped(map_leaves(one, variables), plan.fingerprint)
     if not account:
-        return tree
+        return tree, None
     ordered = tuple((leaf.path, errors[leaf.path]) for leaf in plan.leaves)
     return tree, Account(plan=plan, errors=ordered)
+
+
+def _by_algorithm(leaf: Any, planned: LeafPlan, algorithm: Any) -> QArray:
+    """A parameter as an algorithm that needs no data holds it."""
+    w = _checked(leaf, planned)
+    if not _all_finite(w):
+        raise _not_finite(planned)
+    roles: dict[str, Any] = {"contracted": planned.contracted, "stack": planned.stack}
+    sharding = getattr(w, "sharding", None)
+    with automatic(sharding) as laid:
+        w = w if laid is sharding else jax.device_put(w, laid)
+        made = algorithm.run(as_matrix(w.astype(jnp.float32), **roles), {}, planned.scheme)
+        if made.permutation is not None:
+            raise ValueError(
+                f"{algorithm} puts the inputs of {planned.path} in another order, which only "
+                "jaxquant.calibrate keeps. Use that."
+            )
+        q = assemble(
+            made.codes,
+            made.scale,
+            made.zero_point,
+            offset=made.offset,
+            shape=planned.shape,
+            dtype=planned.dtype,
+            scheme=planned.scheme,
+            **roles,
+        )
+    return jax.block_until_ready(q)
+
+
+def _given(
+    leaf: Any, planned: LeafPlan, q: QArray, measured: bool
+) -> tuple[QArray, WeightError | None]:
+    """A parameter whose codes are chosen already, in place, and its error if that is wanted."""
+    sharding = getattr(leaf, "sharding", None)
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        q = place(q, sharding)
+    if not measured:
+        return q, None
+    w = leaf if isinstance(leaf, jax.Array) else jnp.asarray(np.asarray(leaf))
+    return q, error_from(_error_sums(w, q), w, q)
+
+
+_error_sums = jax.jit(error_sums)
 
 
 def _leaf(
     leaf: Any, planned: LeafPlan, key: Any, measured: bool
 ) -> tuple[QArray, WeightError | None]:
     """One parameter, quantized and in place, and its error if it is to be measured."""
-    if tuple(leaf.shape) != planned.shape:
-        raise ValueError(
-            f"{planned.path} has shape {tuple(leaf.shape)}, but the plan was made for "
-            f"{planned.shape}. Make a plan with these variables."
-        )
-    w = leaf if isinstance(leaf, jax.Array) else jnp.asarray(np.asarray(leaf))
+    w = _checked(leaf, planned)
     sharding = getattr(w, "sharding", None)
     with automatic(sharding) as laid:
         w = w if laid is sharding else jax.device_put(w, laid)
@@ -148,15 +217,29 @@ def _leaf(
     squares = sums.signal if measured else sums
     # A sum of squares is finite only if all values are; the squares of finite ones may not be.
     if not math.isfinite(squares) and not _all_finite(w):
-        raise ValueError(
-            f"{planned.path} holds NaN or infinity, which no code stands for. Repair the "
-            "checkpoint, or leave this parameter by a rule."
-        )
+        raise _not_finite(planned)
     q = dataclasses.replace(q, codes=from_bytes(q.codes, planned.scheme.values))
     if isinstance(sharding, jax.sharding.NamedSharding):
         q = place(q, sharding)
     q = jax.block_until_ready(q)
     return q, error_from(sums, w, q) if measured else None
+
+
+def _checked(leaf: Any, planned: LeafPlan) -> Array:
+    """A parameter in memory, of the shape that was planned."""
+    if tuple(leaf.shape) != planned.shape:
+        raise ValueError(
+            f"{planned.path} has shape {tuple(leaf.shape)}, but the plan was made for "
+            f"{planned.shape}. Make a plan with these variables."
+        )
+    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(np.asarray(leaf))
+
+
+def _not_finite(planned: LeafPlan) -> ValueError:
+    return ValueError(
+        f"{planned.path} holds NaN or infinity, which no code stands for. Repair the checkpoint, "
+        "or leave this parameter by a rule."
+    )
 
 
 def _loaded(leaf: Any) -> Any:

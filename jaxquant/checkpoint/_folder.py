@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from msgspec.structs import replace
 
 from ..intercept import Account, Plan
-from ..intercept._variables import unstamped
+from ..intercept._variables import states_of, unstamped
 from ..qarray import CANONICAL, check_qarray, QArray, relayout, WeightError
 from ..recipes import scheme_from_dict, scheme_to_dict
 from ._errors import CheckpointError
@@ -39,7 +39,7 @@ from ._manifest import (
     plan_to_dict,
     read_manifest,
     Tensor,
-    VERSION,
+    version_of,
 )
 from ._orbax import write_arrays
 from ._parts import described, parts_of, shape_of, table_of
@@ -116,7 +116,7 @@ def save(
             (folder / data / "files" / name).write_bytes(content)
         manifest = Manifest(
             format=FORMAT,
-            version=VERSION,
+            version=version_of(plan, bool(states_of(qvariables))),
             kind="nnx" if "state" in tree else "linen",
             data=data,
             byte_order="little",

@@ -12,14 +12,15 @@ import msgspec
 
 from ..intercept import Account, LeafPlan, Plan, SitePlan
 from ..intercept._plan import role_axes
+from ..intercept._site_plan import ADDED
 from ..qarray import Scheme, WeightError
-from ..recipes import scheme_from_dict, scheme_to_dict
+from ..recipes import added_from_data, added_to_data, scheme_from_dict, scheme_to_dict
 from ._errors import CheckpointError
 
 NAME = "manifest.json"
 FORMAT = "jaxquant checkpoint"
-VERSION = 2
-READABLE = (1, 2)
+VERSION = 3
+READABLE = (1, 2, 3)
 _DATA = re.compile(r"data-[0-9a-f]{16}")
 # A manifest begins with its own digest, of everything after the digest's closing quote.
 _HEAD = re.compile(rb'\{"sha256":"([0-9a-f]{64})"')
@@ -206,8 +207,20 @@ def plan_of(manifest: Manifest, where: str) -> Plan:
     return dataclasses.replace(plan_from_dict(manifest.plan, where), counts=counts)
 
 
+def version_of(plan: Plan, has_states: bool) -> int:
+    """The least version whose readers compute with the checkpoint as `plan` says.
+
+    Version 2 knew no state of sites, no static activations and no outliers.
+    """
+    added = has_states or any(site.static or site.outliers for site in plan.sites)
+    return VERSION if added else 2
+
+
 def plan_to_dict(plan: Plan) -> dict[str, Any]:
-    """A plan as plain data. A scheme is an object, and nothing else in a site or a leaf is."""
+    """A plan as plain data. What sites have beside schemes is as in a recipe, or left out.
+
+    **Raises:** `ValueError` for an algorithm or scaling that has no name as text.
+    """
 
     def plain(value: Any) -> Any:
         if isinstance(value, Scheme):
@@ -215,12 +228,13 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
         return list(value) if isinstance(value, tuple) else value
 
     def fields(row: Any) -> dict[str, Any]:
-        return {f.name: plain(getattr(row, f.name)) for f in dataclasses.fields(row)}
+        names = [f.name for f in dataclasses.fields(row) if f.name not in ADDED]
+        return {name: plain(getattr(row, name)) for name in names}
 
     return {
         "recipe": plan.recipe,
         "fingerprint": plan.fingerprint,
-        "sites": [fields(site) for site in plan.sites],
+        "sites": [fields(site) | added_to_data(site) for site in plan.sites],
         "leaves": [fields(leaf) for leaf in plan.leaves],
         "others": [list(row) for row in plan.others],
         "sizes": [list(row) for row in plan.sizes],
@@ -239,10 +253,10 @@ def plan_from_dict(data: dict[str, Any], where: str) -> Plan:
         return tuple(value) if isinstance(value, list) else value
 
     def row(kind: Any, fields: dict[str, Any], place: str) -> Any:
-        known = {f.name for f in dataclasses.fields(kind)}
-        return kind(
-            **{k: typed(v, f"{place}, {k}") for k, v in fields.items() if k in known},
-        )
+        known = {f.name for f in dataclasses.fields(kind)}.difference(ADDED)
+        added = added_from_data(fields, place) if kind is SitePlan else {}
+        given = {k: typed(v, f"{place}, {k}") for k, v in fields.items() if k in known}
+        return kind(**given, **added)
 
     try:
         sites = tuple(row(SitePlan, s, f"{where}, {s['site']}") for s in data["sites"])

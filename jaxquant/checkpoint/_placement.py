@@ -6,6 +6,7 @@ from typing import Any
 
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from ..intercept._variables import COLLECTION
 from ..qarray import QArray, shardings_like
 from ._parts import parts_of, with_parts
 
@@ -19,9 +20,27 @@ sharding. A mesh and patterns: the first that matches the path says how the tens
 def placed_by(placement: Placement) -> Callable[[str], Sharding | None]:
     """The function that a placement stands for.
 
+    What belongs to quantization rather than to the model is small: each device of a mesh gets all
+    of it. No pattern has to speak of it.
+
     **Raises:** `TypeError` if it is none. The function raises `ValueError` for a path that no
     pattern matches.
     """
+    of_model = _placed_by(placement)
+
+    def place(path: str) -> Sharding | None:
+        if not path.startswith(f"{COLLECTION}/"):
+            return of_model(path)
+        if isinstance(placement, tuple):
+            return NamedSharding(placement[0], PartitionSpec())
+        found = of_model(path)
+        whole = isinstance(found, NamedSharding)
+        return NamedSharding(found.mesh, PartitionSpec()) if whole else found
+
+    return place
+
+
+def _placed_by(placement: Placement) -> Callable[[str], Sharding | None]:
     if placement is None or isinstance(placement, Sharding):
         return lambda path: placement
     if isinstance(placement, tuple) and len(placement) == 2 and isinstance(placement[0], Mesh):

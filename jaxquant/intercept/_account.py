@@ -6,8 +6,11 @@ import math
 
 import numpy as np
 
+from ..ops import Outliers
 from ..qarray import Scheme, WeightError
 from ._plan import Plan, SitePlan
+from ._rules import Algorithm, Scaling
+from ._site_plan import ADDED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,10 @@ class SiteAccount:
     rule: str | None
     reason: str | None
     error: WeightError | None
+    algorithm: Algorithm | None = None
+    scaling: Scaling | None = None
+    static: bool = False
+    outliers: Outliers | None = None
 
     @property
     def sqnr_db(self) -> float | None:
@@ -79,6 +86,7 @@ class Account:
             rule=site.rule,
             reason=site.reason,
             error=self.by_path.get(site.path),
+            **{name: getattr(site, name) for name in ADDED},
         )
 
     @property

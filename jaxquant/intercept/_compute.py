@@ -6,16 +6,23 @@ from typing import Any
 
 import jax
 
-from ..ops import conv_general_dilated, gather, ragged_dot
+from ..ops import (
+    conv_general_dilated,
+    dot_with_outliers,
+    gather,
+    OutlierWeights,
+    ragged_dot,
+)
 from ..qarray import QArray, transpose
+from ._conditioned import conditioned, dynamic, Met, static
 from ._explicit import typed
-from ._joined import plain, rounded, Sliced
-from ._plan import PlanError, SitePlan
+from ._joined import plain, Sliced
+from ._plan import PlanError
 from ._products import dot_of_codes
 from ._roles import ragged_axes
 
-Plans = Mapping[int, SitePlan]
-"""The plan of each operand that is a weight, by its side."""
+Plans = Mapping[int, Met]
+"""The plan of each operand that is a weight, with its state, by its side."""
 
 
 def compute(eqn: Any, operands: list[Any], plans: Plans, backend: str | None) -> Any:
@@ -42,6 +49,9 @@ def _take(eqn: Any, operands: list[Any], plans: Plans, backend: str | None) -> A
 
 def _dot(eqn: Any, operands: list[Any], plans: Plans, backend: str | None) -> Any:
     contracted, batch = eqn.params["dimension_numbers"]
+    for side, met in plans.items():
+        if met.plan.outliers is not None and not isinstance(operands[1 - side], QArray):
+            return _with_outliers(eqn, operands, side, met, backend)
     lhs, rhs = (
         _rounded(x, plans.get(1 - side), contracted[side], batch[side])
         for side, x in enumerate(operands)
@@ -49,9 +59,43 @@ def _dot(eqn: Any, operands: list[Any], plans: Plans, backend: str | None) -> An
     return dot_of_codes(lhs, rhs, eqn, backend)
 
 
+def _with_outliers(eqn: Any, operands: list[Any], side: int, met: Met, backend: str | None) -> Any:
+    """A product whose outliers are kept apart; `side` is that of the weight."""
+    contracted, batch = eqn.params["dimension_numbers"]
+    outliers, scheme = met.plan.outliers, met.plan.activations
+    assert outliers is not None and scheme is not None
+    summed = [met.summed(axes) for axes in contracted]
+    x = operands[1 - side]
+    x = plain(conditioned(x, met, summed[1 - side], tuple(batch[1 - side])))
+    pair = [operands[side], x] if side == 0 else [x, operands[side]]
+    original = outliers.weights is OutlierWeights.ORIGINAL
+    known = [met.state[name] for name in ("outlier_columns", "outlier_weights") if original]
+
+    def product(lhs: Any, rhs: Any, *known: Any) -> Any:
+        columns, originals = known or (None, None)
+        return dot_with_outliers(
+            lhs,
+            rhs,
+            ((summed[0], summed[1]), (tuple(batch[0]), tuple(batch[1]))),
+            activations=scheme,
+            outliers=outliers,
+            columns=columns,
+            originals=originals,
+            precision=eqn.params["precision"],
+            out_dtype=eqn.outvars[0].aval.dtype,
+            backend="reference" if backend == "reference" else None,
+        )
+
+    try:
+        return _typed(eqn, product, *pair, *known)
+    except ValueError as error:
+        raise PlanError(f"{met.plan.site} cannot be computed as planned: {error}") from error
+
+
 def _conv(eqn: Any, operands: list[Any], plans: Plans, backend: str | None) -> Any:
     images, kernel = operands
-    plan, numbers = plans.get(1), eqn.params["dimension_numbers"]
+    met, numbers = plans.get(1), eqn.params["dimension_numbers"]
+    plan = None if met is None else met.plan
     if plan and plan.activations and plan.activations.tile.contracted is not None:
         raise PlanError(
             f"The activations of {plan.site} cannot be rounded as {plan.activations}: the windows "
@@ -64,7 +108,7 @@ def _conv(eqn: Any, operands: list[Any], plans: Plans, backend: str | None) -> A
         out_dtype=eqn.outvars[0].aval.dtype,
         backend=backend,
     )
-    return _typed(eqn, convolution, _rounded(images, plan, numbers.lhs_spec[1:], ()), kernel)
+    return _typed(eqn, convolution, _rounded(images, met, numbers.lhs_spec[1:], ()), kernel)
 
 
 CONV_SETTINGS = (
@@ -103,16 +147,21 @@ COMPUTE: dict[str, Callable[[Any, list[Any], Plans, str | None], Any]] = {
 }
 
 
-def _rounded(
-    x: Any, plan: SitePlan | None, contracted: tuple[int, ...], stack: tuple[int, ...]
-) -> Any:
-    """What the weight of `plan` is multiplied with, rounded if the plan says so."""
-    if plan is None or plan.activations is None or isinstance(x, QArray):
+def _rounded(x: Any, met: Met | None, contracted: tuple[int, ...], batch: tuple[int, ...]) -> Any:
+    """What a weight is multiplied with: after what its site's state does, rounded if planned."""
+    if met is None or isinstance(x, QArray):
+        return plain(x) if isinstance(x, Sliced) else x
+    site, scheme = met.plan.site, met.plan.activations
+    summed, batch = met.summed(contracted), tuple(batch)
+    x = conditioned(x, met, summed, batch)
+    if scheme is None:
         return plain(x) if isinstance(x, Sliced) else x
     try:
-        return rounded(x, plan.activations, contracted=tuple(contracted), stack=tuple(stack))
+        if met.plan.static:
+            return static(x, met, summed, batch)
+        return dynamic(x, scheme, tuple(contracted), batch)
     except ValueError as error:
-        raise PlanError(f"The activations of {plan.site} cannot be rounded: {error}") from error
+        raise PlanError(f"The activations of {site} cannot be rounded: {error}") from error
 
 
 def _moved(x: Any, axes: tuple[int, ...]) -> Any:

@@ -19,7 +19,7 @@ from ._weight import is_weight, Position
 
 def custom_jvp_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
     """`custom_jvp` around a forward function that reads weights."""
-    if all(map(is_weight, operands)):
+    if ev.mode.flattens or all(map(is_weight, operands)):
         # A function of codes alone is never differentiated.
         return ev.closed(eqn.params["call_jaxpr"], operands, position)
     moving = list(map(_moves, operands))
@@ -50,7 +50,7 @@ def custom_jvp_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Posi
 
 def custom_vjp_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
     """`custom_vjp` around a forward function that reads weights."""
-    if all(map(is_weight, operands)):
+    if ev.mode.flattens or all(map(is_weight, operands)):
         return ev.closed(eqn.params["call_jaxpr"], operands, position)
     moving = list(map(_moves, operands))
     pullback: list[Any] = []

@@ -34,6 +34,9 @@ SITE_OPS = {
 }
 
 
+# What has no fixed sequence of equations, or runs elsewhere: it stays one equation of a flat graph.
+UNFLATTENED = ("while", "cond", "shard_map")
+
 MOVES = {"optimization_barrier": barrier, "device_put": device_put}
 
 
@@ -41,7 +44,8 @@ MOVES = {"optimization_barrier": barrier, "device_put": device_put}
 class Use:
     """One equation reading one weight.
 
-    `operands` are what it reads, each as it was before a `shard_map` said that it may vary.
+    `operands` are what it reads, each as it was before a `shard_map` said that it may vary. `memo`
+    keeps what was found out about values of the same scope.
     """
 
     site: str
@@ -53,15 +57,17 @@ class Use:
     reason: str | None
     eqn: Any
     operands: tuple[Any, ...]
+    memo: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
 
 @runtime_checkable
 class Mode(Protocol):
-    """What is done at a site."""
+    """What is done at a site. One that `flattens` evaluates bodies in line, loops step by step."""
 
     tracks_constants: bool
     collects: bool
     products: bool
+    flattens: bool
 
     def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
         """The result of the equation, and statistics by site (or an empty dict)."""
@@ -99,6 +105,7 @@ class Evaluator:
         self.dependence = dependence
         self._names: tuple[str, ...] = ()
         self.stats: dict[str, Any] = {}
+        self._memo: dict[Any, Any] = {}
         self.scans: dict[str, tuple[Position, ...]] = {}
         self._numbers: dict[str, dict[Position, int]] = {}
         self._constants: dict[int, Any] = {}
@@ -116,11 +123,12 @@ class Evaluator:
     @contextlib.contextmanager
     def collecting(self) -> Iterator[dict[str, Any]]:
         """Statistics of what is evaluated inside, kept apart from those outside."""
-        outer, self.stats = self.stats, {}
+        outer, memo = self.stats, self._memo
+        self.stats, self._memo = {}, {}
         try:
             yield self.stats
         finally:
-            self.stats = outer
+            self.stats, self._memo = outer, memo
 
     def add(self, stats: dict[str, Any]) -> None:
         """Adds statistics by site to those of the present level."""
@@ -218,7 +226,7 @@ class Evaluator:
         from ._higher_order import RULES
 
         name = eqn.primitive.name
-        if name in RULES:
+        if name in RULES and not (self.mode.flattens and name in UNFLATTENED):
             return RULES[name](self, eqn, operands, position)
         if name in SITE_OPS:
             return self.site(eqn, operands, position)
@@ -317,6 +325,7 @@ class Evaluator:
                     reason=reason,
                     eqn=eqn,
                     operands=shared,
+                    memo=self._memo,
                 )
             )
         out, stats = self.mode.compute(uses, operands, eqn)

@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding
 
 from ..qarray import is_qarray
 from ..qarray._sharding import is_explicit
+from ._accumulate import merged
 from ._evaluate import Evaluator
 from ._linen import is_codes, linen_function, LinenModel
 from ._modes import Infer, ListSites, Observe
@@ -17,6 +18,8 @@ from ._observers import Moments, Observer, Peak
 from ._plan import make_plan, Plan, PlanError
 from ._products import plan_product
 from ._rules import Recipe
+from ._shared import share, Shared, unshare
+from ._states import abstract_states, by_path
 from ._trace import is_array, run
 from ._variables import leaf_paths, map_leaves, parameters, unstamped
 
@@ -39,7 +42,7 @@ def plan(
     print(plan)
     ```
     """
-    function = _function(model)
+    function = pure_function(model)
     variables, _ = unstamped(variables)
     known = parameters(variables)
     quantized = next((path for path, x in known.items() if is_qarray(x)), None)
@@ -48,7 +51,7 @@ def plan(
             f"{quantized} is quantized already. Make the plan with the variables as they were."
         )
     mode = ListSites(products=recipe.has_products)
-    shapes = jax.tree.map(_shape, variables)
+    shapes = jax.tree.map(leaf_shape, variables)
     _abstractly(function, shapes, args, kwargs, mode, lambda path, x: True)
     placed = parameters(variables if sharding is None else sharding)
     shardings = {
@@ -56,18 +59,18 @@ def plan(
         for path, x in placed.items()
         if isinstance(found := x if sharding is not None else _sharding(x), NamedSharding)
     }
-    avals = {path: _shape(x) for path, x in known.items()}
+    avals = {path: leaf_shape(x) for path, x in known.items()}
     products = [plan_product(recipe, product) for product in mode.met.values()]
     made = make_plan(recipe, list(mode.uses.values()), mode.others, avals, shardings, products)
     # What breaks tiles shows only with QArrays in place: better now than in the first call.
     held = map_leaves(
         lambda path, x: made.by_path[path].abstract if path in made.by_path else x, shapes
     )
-    _abstractly(function, held, args, kwargs, Infer(made), is_codes)
+    _abstractly(function, held, args, kwargs, Infer(made), is_codes, made)
     return made
 
 
-def _shape(x: Any) -> Any:
+def leaf_shape(x: Any) -> Any:
     """Shape and dtype, with the sharding where that is a part of the type."""
     if not hasattr(x, "shape"):
         return x
@@ -81,7 +84,7 @@ def _sharding(x: Any) -> Any:
     return getattr(x, "sharding", None)
 
 
-def _function(model: Any) -> Any:
+def pure_function(model: Any) -> Any:
     if isinstance(model, nn.Module):
         return linen_function(model)
     if isinstance(model, nnx.Module):
@@ -92,20 +95,30 @@ def _function(model: Any) -> Any:
 
 
 def _abstractly(
-    function: Any, variables: Any, args: Any, kwargs: Any, mode: Any, tracked: Any
+    function: Any,
+    variables: Any,
+    args: Any,
+    kwargs: Any,
+    mode: Any,
+    tracked: Any,
+    plan: Plan | None = None,
 ) -> None:
-    """Runs a mode on shapes alone: on the variables' and on those of array arguments."""
+    """Runs a mode on shapes alone: on the variables' and on those of array arguments.
+
+    Of the state that a `plan` needs there are shapes too.
+    """
     paths = leaf_paths(variables)
     arguments, tree = jax.tree.flatten((args, kwargs))
     moving = [x for x in arguments if is_array(x)]
 
-    def traced(variables: Any, moved: list[Any]) -> None:
+    def traced(variables: Any, moved: list[Any], states: Any) -> None:
+        held = {} if plan is None else by_path(states, plan)
         rest = iter(moved)
         full = [next(rest) if is_array(x) else x for x in arguments]
         args, kwargs = jax.tree.unflatten(tree, full)
-        run(function, variables, paths, args, kwargs, Evaluator(mode), tracked)
+        run(function, variables, paths, args, kwargs, Evaluator(mode), tracked, held)
 
-    jax.eval_shape(traced, variables, moving)
+    jax.eval_shape(traced, variables, moving, {} if plan is None else abstract_states(plan))
 
 
 @overload
@@ -143,29 +156,34 @@ def observe(
     observers: Sequence[Observer] = (Moments(), Peak()),
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """Statistics of what every dot site multiplies its weight with, added up over `batches`.
+    """Statistics of what every site multiplies its weight with, added up over `batches`.
 
     Each batch is a tuple of arguments. Returns, by site and observer's name, arrays whose leading
-    axes are the weight's stack axes: one slice for each scanned layer. Sites of other kinds
-    (`#conv`, `#ragged_dot`, `#take`) are not observed, and have no entry: what a convolution
-    multiplies are overlapping windows, and a ragged product's experts see rows of uneven number.
+    axes are the weight's stack axes: one slice for each scanned layer (outermost first), then for
+    each expert or batched axis, in the order in which they are stored. The rows of a convolution
+    are its windows; where it has groups, so do the statistics, after the stack. A lookup
+    (`#take`) multiplies nothing, and has no entry.
 
-    **Raises:** `ValueError` if there are no batches.
+    Sites that read one value (query, key and value) share its statistics: they hold the same
+    arrays. Batches may be sharded over devices, by rows.
+
+    **Raises:** `ValueError` if there are no batches, `PlanError` where a `shard_map` in the model
+    deals out what would have to be told apart.
 
     ```python
     stats = jq.observe(model, variables, [(tokens,)])
     stats["layers/0/mlp/up/kernel#dot"]["peak"]
     ```
     """
-    function = _function(model)
+    function = pure_function(model)
     variables, _ = unstamped(variables)
     paths = leaf_paths(variables)
     mode = Observe(observers)
 
-    def one(variables: Any, batch: tuple[Any, ...]) -> dict[str, Any]:
+    def one(variables: Any, batch: tuple[Any, ...]) -> Shared:
         evaluator = Evaluator(mode)
         run(function, variables, paths, batch, kwargs, evaluator, lambda path, x: True)
-        return evaluator.stats
+        return share(evaluator.stats)
 
     compiled = jax.jit(one)
     total: dict[str, Any] | None = None
@@ -175,11 +193,8 @@ def observe(
                 f"Each batch is a tuple of the call's arguments, not {type(batch).__name__}. "
                 "For one argument write (tokens,)."
             )
-        stats = compiled(variables, batch)
-        if total is None:
-            total = stats
-        else:
-            total = {site: mode.merge(site, total[site], stats[site]) for site in stats}
+        stats = unshare(compiled(variables, batch))
+        total = stats if total is None else merged(observers, total, stats)
     if total is None:
         raise ValueError("There were no batches to observe. Give at least one.")
     return total

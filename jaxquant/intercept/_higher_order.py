@@ -16,6 +16,7 @@ from ._evaluate import Evaluator
 from ._joined import constrained
 from ._loops import scan_rule, while_rule
 from ._shard_map import shard_map_rule
+from ._shared import share, unshare
 from ._weight import Joined, Position
 
 Rule = Callable[[Evaluator, Any, list[Any], Position], list[Any]]
@@ -23,9 +24,14 @@ Rule = Callable[[Evaluator, Any, list[Any], Position], list[Any]]
 
 def _jit(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
     params = eqn.params
-    if ev.mode.tracks_constants:
+    if ev.mode.tracks_constants or ev.mode.flattens:
         # Constants stay recognizable; nothing is computed in this mode.
         return ev.closed(params["jaxpr"], operands, position)
+    if ev.mode.collects:
+        # In line, so that sites in several bodies that read one value share its statistics.
+        args = list(map(_constrained, operands, params["in_shardings"]))
+        outs = ev.closed(params["jaxpr"], args, position)
+        return list(map(_constrained, outs, params["out_shardings"]))
 
     def body(*args: Any) -> Any:
         args = tuple(map(_constrained, args, params["in_shardings"]))
@@ -60,13 +66,17 @@ def _call(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> l
 
 
 def _remat(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
+    if ev.mode.flattens:
+        return ev.closed(eqn.params["jaxpr"], operands, position)
+
     def body(*args: Any) -> Any:
-        return ev.scoped(eqn.params["jaxpr"], args, position)
+        outs, stats = ev.scoped(eqn.params["jaxpr"], args, position)
+        return outs, share(stats)
 
     outs, stats = jax.checkpoint(
         body, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"]
     )(*operands)
-    ev.add(stats)
+    ev.add(unshare(stats))
     return outs
 
 

@@ -16,8 +16,9 @@ from ..qarray import is_qarray, QArray
 from ._evaluate import Evaluator
 from ._modes import Infer
 from ._plan import Plan, PlanError
+from ._states import by_path
 from ._trace import run
-from ._variables import COLLECTION, leaf_paths, named_leaves, unstamped
+from ._variables import COLLECTION, leaf_paths, named_leaves, states_of, unstamped
 
 
 def linen_function(model: nn.Module) -> Callable[..., Any]:
@@ -55,7 +56,8 @@ class LinenModel:
         evaluator = Evaluator(Infer(self.plan, backend=self.backend))
         paths = leaf_paths(variables)
         function = linen_function(self.model)
-        out, written = run(function, variables, paths, args, kwargs, evaluator, is_codes)
+        states = by_path(states_of(qvariables), self.plan)
+        out, written = run(function, variables, paths, args, kwargs, evaluator, is_codes, states)
         return out if written is None else (out, written)
 
     def __repr__(self) -> str:
@@ -139,6 +141,13 @@ def _check_root(root: Scope, plan: Plan) -> None:
         checked(root._variables, plan)
         return
     # Inside a lifted transformation the scope holds a part of the variables, without the stamp.
+    inside = "/".join((*root.path, ""))
+    for site in plan.needs_calibration:
+        if site.startswith(inside):
+            raise PlanError(
+                f"{site} was calibrated, and inside a lifted transformation its state is out of "
+                "reach. Intercept the outermost call, or wrap the model: jaxquant.wrap."
+            )
     for path, _, leaf in named_leaves(root._variables):
         planned = plan.by_path.get("/".join((*root.path, path)))
         if is_qarray(leaf) and (planned is None or planned.scheme != leaf.scheme):
@@ -228,11 +237,14 @@ def _take_over(
     takeover = _Takeover(ours)
     evaluator = Evaluator(Infer(plan, backend=backend))
     paths = [None if p is None else "/".join((*path, p)) for p in leaf_paths(variables)]
+    states = by_path(states_of(scope.root._variables), plan)
     _inside.takeover = takeover
     _set_interceptors(takeover.inner)
     try:
         with _outside_of(context):
-            out, written = run(function, variables, paths, args, kwargs, evaluator, is_codes)
+            out, written = run(
+                function, variables, paths, args, kwargs, evaluator, is_codes, states
+            )
     finally:
         _set_interceptors(takeover.all)
         _inside.takeover = before

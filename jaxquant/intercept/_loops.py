@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from ..qarray import Layout, relayout, retile
 from ._evaluate import Evaluator, shape_of
 from ._modes import ListSites
+from ._shared import share, unshare
+from ._states import state_first
 from ._weight import is_weight, Joined, Position, same_view, Weight
 
 
@@ -34,6 +37,8 @@ def scan_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) 
         operands[num_consts + num_carry :],
     )
     jaxpr = params["jaxpr"]
+    if ev.mode.flattens:
+        return _unrolled(ev, eqn, operands, position)
     xs = [_stack_first(_by_steps(ev, eqn, x)) for x in xs]
     first_slices = jax.tree.map(_first_slice, xs)
 
@@ -68,7 +73,7 @@ def scan_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) 
         carry, total = state
         news, ys, stats = run(carry, slices)
         total = {site: ev.mode.merge(site, have, stats[site]) for site, have in total.items()}
-        return (news, total), (ys, {site: stats[site] for site in stacked})
+        return (news, total), (ys, share({site: stats[site] for site in stacked}))
 
     (final, summed), (ys, layers) = lax.scan(
         step,
@@ -78,9 +83,30 @@ def scan_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) 
         reverse=params["reverse"],
         unroll=params["unroll"],
     )
-    ev.add({**summed, **layers})
+    ev.add({**summed, **unshare(layers)})
     ys = _interleave(handed_on, ys, len(eqn.outvars) - num_carry)
     return [*_interleave(fixed, final, num_carry), *ys]
+
+
+def _unrolled(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
+    """The steps of a scan one after the other; every step's sites have the same ids.
+
+    The mode says what a step sees of a stacked weight: `Mark.step`.
+    """
+    mode: Any = ev.mode
+    params = eqn.params
+    num_consts, num_carry = scan_counts(params)
+    consts, carry = operands[:num_consts], operands[num_consts : num_consts + num_carry]
+    xs = [_by_steps(ev, eqn, x) for x in operands[num_consts + num_carry :]]
+    order = range(params["length"])
+    ys: dict[int, list[Any]] = {}
+    for step in reversed(order) if params["reverse"] else order:
+        slices = [mode.step(x, step, position) for x in xs]
+        outs = ev.closed(params["jaxpr"], [*consts, *carry, *slices], position)
+        carry = outs[:num_carry]
+        ys[step] = [ev.array(y, eqn) for y in outs[num_carry:]]
+    stacked = [jnp.stack([ys[i][j] for i in order]) for j in range(len(eqn.outvars) - num_carry)]
+    return [*carry, *stacked]
 
 
 def _first_slice(x: Any) -> Any:
@@ -96,7 +122,14 @@ def _sliced(value: Any, whole: Any, position: Position) -> Any:
     if not is_weight(whole):
         return value
     scans = (*whole.scans, position)
-    return dataclasses.replace(whole, value=value.value, axes=whole.axes[1:], scans=scans)
+    return dataclasses.replace(
+        whole,
+        value=value.value,
+        axes=whole.axes[1:],
+        scans=scans,
+        state=value.state,
+        state_axes=whole.state_axes[1:],
+    )
 
 
 def _by_steps(ev: Evaluator, eqn: Any, x: Any) -> Any:
@@ -117,7 +150,7 @@ def _stack_first(x: Any) -> Any:
         rest = tuple(a - q.ndim for a in permutation if a != 0)
         packed = q.layout.packed if permutation[-1] != 0 else None
         q = relayout(q, Layout(order=rest, packed=packed, wide=q.layout.wide))
-    return x.view(q, x.axes)
+    return state_first(x.view(q, x.axes))
 
 
 def _unchanged(init: Sequence[Any], body: Callable[..., list[Any]], *rest: Any) -> dict[int, Any]:

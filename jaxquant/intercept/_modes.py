@@ -1,20 +1,20 @@
 """What is done at a site: list it (plan), compute on codes (infer), or watch it (observe)."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 from jax.extend import source_info_util
 
 from ..qarray import QArray
 from ._compute import compute
+from ._conditioned import Met
 from ._evaluate import Use
+from ._inputs import measure, observed
 from ._joined import plain, Sliced
 from ._plan import Plan, PlanError, SitePlan
 from ._products import bind_plain, infer_product, PRODUCT, Product
+from ._states import check_readable, state_at
 from ._weight import is_weight, Weight
 
 
@@ -23,6 +23,7 @@ class ListSites:
 
     tracks_constants = True
     collects = False
+    flattens = False
 
     def __init__(self, *, products: bool = False) -> None:
         self.products = products
@@ -72,6 +73,7 @@ class Infer:
 
     tracks_constants = False
     collects = False
+    flattens = False
 
     def __init__(self, plan: Plan, *, backend: str | None = None, rounding: bool = True):
         self.plan = plan
@@ -102,7 +104,14 @@ class Infer:
 
     def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
         found = {use.side: self.site_plan(use) for use in uses}
-        plans = {side: plan for side, plan in found.items() if plan and plan.weights}
+        plans = {
+            use.side: self._met(use, plan)
+            for use in uses
+            if (plan := found[use.side]) is not None and plan.weights is not None
+        }
+        for use in uses:
+            if use.side not in plans:
+                check_readable(use.weight, f"read by {use.site}")
         computable = [
             x.value if is_weight(x) and side in plans else x if isinstance(x, Sliced) else plain(x)
             for side, x in enumerate(operands)
@@ -111,10 +120,31 @@ class Infer:
             return bind_plain(eqn, computable), {}
         return compute(eqn, computable, plans, self.backend), {}
 
+    def _met(self, use: Use, plan: SitePlan) -> Met:
+        """The plan of a site with its state there."""
+        if not self.rounding:
+            check_readable(use.weight, "differentiated through")
+            return Met(plan=plan)
+        if use.op != "dot":
+            check_readable(use.weight, f"read by {use.site}")
+            return Met(plan=plan)
+        contracted, batch = (axes[use.side] for axes in use.eqn.params["dimension_numbers"])
+        state = state_at(use.weight, use.site, tuple(batch))
+        if plan.static and "scale" not in state:
+            raise PlanError(
+                f"This call uses {use.site}, for which calibration fixed no scale of its inputs. "
+                "Make the plan, and calibrate, with the call you want to run."
+            )
+        stored = [use.weight.axes[axis] for axis in contracted]
+        return Met(
+            plan=plan, state=state, order=tuple(sorted(range(len(stored)), key=stored.__getitem__))
+        )
+
     def product(self, site: str, path: str, operands: Sequence[Any], eqn: Any) -> Any:
         return infer_product(self.plan, site, operands, eqn, self.backend)
 
     def leave(self, weight: Weight, eqn: Any, reason: str | None) -> Any:
+        check_readable(weight, f"read as an array ({reason or 'elsewhere'})")
         leaf = self.plan.by_path[weight.path]
         if leaf.elsewhere == "dequantize" or not self.rounding:
             return plain(weight)
@@ -149,17 +179,18 @@ class Observe:
     tracks_constants = False
     collects = True
     products = False
+    flattens = False
 
     def __init__(self, observers: Sequence[Any], *, collecting: bool = True):
         self.observers = {o.name: o for o in observers}
         self.collects = collecting
 
     def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
-        stats: dict[str, Any] = {}
-        for use in uses:
-            if use.op == "dot" and self.collects and use.reason is None:
-                seen = inputs_of(use)
-                stats[use.site] = {n: o.measure(seen) for n, o in self.observers.items()}
+        watched = [use for use in uses if self.collects and observed(use)]
+        stats = {
+            use.site: measure(use, use.operands, self.observers.values(), use.memo)
+            for use in watched
+        }
         return bind_plain(eqn, operands), stats
 
     def product(self, site: str, path: str, operands: Sequence[Any], eqn: Any) -> Any:
@@ -176,56 +207,13 @@ class Observe:
 
     def reduce(self, site: str, value: Any) -> Any:
         def over_devices(name: str, part: Any) -> Any:
-            def reduce(x: Any) -> Any:
-                axes = tuple(jax.typeof(x).manual_axis_type.varying)
-                return self.observers[name].reduce(x, axes) if axes else x
-
-            return jax.tree.map(reduce, part)
+            leaves = jax.tree.leaves(part)
+            axes = {tuple(jax.typeof(x).manual_axis_type.varying) for x in leaves}
+            # All of a statistic is made of the same rows, and varies as they do.
+            (names,) = axes
+            return self.observers[name].reduce(part, names) if names else part
 
         return {name: over_devices(name, part) for name, part in value.items()}
 
     def for_derivatives(self) -> "Observe":
         return Observe(list(self.observers.values()), collecting=False)
-
-
-def inputs_of(use: Use) -> Any:
-    """What a site multiplies its weight with: `[stack..., rows, k]`, `k` in the stored order."""
-    contracted, batch = use.eqn.params["dimension_numbers"]
-    other = 1 - use.side
-    x = plain(use.operands[other])
-    weight = use.weight
-    for mine, theirs in zip(
-        (*contracted[use.side], *batch[use.side]), (*contracted[other], *batch[other]), strict=True
-    ):
-        x = _whole_axis(x, theirs, weight.shards_of(mine))
-    present = {stored for axis in weight.axes for stored in axis}
-    if any(names and stored not in present for stored, names in enumerate(weight.shards)):
-        raise PlanError(
-            f"{use.site} runs on a slice of an axis that a shard_map shards, and statistics of "
-            "different devices' slices cannot be stacked. Observe without that sharding."
-        )
-    by_stored = sorted(
-        zip(contracted[use.side], contracted[other], strict=True),
-        key=lambda pair: weight.axes[pair[0]],
-    )
-    summed = [axis for _, axis in by_stored]
-    free = [a for a in range(x.ndim) if a not in summed and a not in batch[other]]
-    moved = x.transpose([*batch[other], *free, *summed])
-    stack = moved.shape[: len(batch[other])]
-    rows = moved.shape[len(stack) : len(stack) + len(free)]
-    return lax.reshape(
-        moved, (*stack, math.prod(rows), math.prod(moved.shape[len(stack) + len(free) :]))
-    ).astype(jnp.float32)
-
-
-def _whole_axis(x: Any, axis: int, names: tuple[str, ...]) -> Any:
-    """An axis that a `shard_map` cuts, put together again: the same on every device."""
-    if not names:
-        return x
-    size = x.shape[axis]
-    shape = list(x.shape)
-    shape[axis] *= lax.axis_size(names)
-    start = lax.axis_index(names) * size
-    return lax.psum(
-        lax.dynamic_update_slice_in_dim(jnp.zeros(shape, x.dtype), x, start, axis), names
-    )

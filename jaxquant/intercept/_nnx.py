@@ -10,8 +10,9 @@ from ._evaluate import Evaluator
 from ._linen import checked, is_codes
 from ._modes import Infer
 from ._plan import Plan, PlanError
+from ._states import by_path
 from ._trace import run
-from ._variables import leaf_paths, parameters
+from ._variables import leaf_paths, parameters, QuantizationState, states_of
 
 
 def nnx_function(model: nnx.Module) -> Callable[..., Any]:
@@ -68,10 +69,21 @@ class NNXModel(nnx.Module):
             self._check_held(plan)
         else:
             self.model = nnx.merge(nnx.graphdef(model), checked(qvariables, plan), copy=True)
+        states = {} if qvariables is None else states_of(qvariables)
+        by_path(states, plan)
+        # Names of arrays hold slashes, as names of attributes may not.
+        self._state_names = tuple((site, name) for site in states for name in states[site])
+        self._states = nnx.List(QuantizationState(states[s][n]) for s, n in self._state_names)
         self.plan = plan
         self.backend = backend
 
     def _check_held(self, plan: Plan) -> None:
+        if plan.needs_calibration:
+            raise PlanError(
+                f"The plan has state of its own for sites that were calibrated, such as "
+                f"{plan.needs_calibration[0]}, which the model has not. Give the quantized "
+                "variables: jaxquant.wrap(model, plan, qvariables)."
+            )
         held = parameters(nnx.state(self.model))
         missing = [path for path in plan.by_path if not is_codes(path, held.get(path))]
         if missing:
@@ -100,17 +112,22 @@ class NNXModel(nnx.Module):
         """
         state = checked(qvariables, self.plan)
         function = nnx_function(self.model)
-        return self._evaluate(function, state, args, {**kwargs, "method": method})[0]
+        kwargs = {**kwargs, "method": method}
+        return self._evaluate(function, state, args, kwargs, states_of(qvariables))[0]
 
-    def _evaluate(self, function: Any, state: Any, args: Any, kwargs: Any) -> Any:
+    def _evaluate(self, function: Any, state: Any, args: Any, kwargs: Any, states: Any) -> Any:
         evaluator = Evaluator(Infer(self.plan, backend=self.backend))
-        return run(function, state, leaf_paths(state), args, kwargs, evaluator, is_codes)
+        paths, held = leaf_paths(state), by_path(states, self.plan)
+        return run(function, state, paths, args, kwargs, evaluator, is_codes, held)
 
     def _run(self, method: str, args: Any, kwargs: Any) -> Any:
         graphdef, state = nnx.split(self.model)
         written = _Written()
         function = _writing_function(graphdef, method, written)
-        out, values = self._evaluate(function, state, args, kwargs)
+        states: dict[str, dict[str, Any]] = {}
+        for (site, name), held in zip(self._state_names, self._states, strict=True):
+            states.setdefault(site, {})[name] = held.get_value()
+        out, values = self._evaluate(function, state, args, kwargs, states)
         for (path, variable), value in zip(written.variables, values, strict=True):
             _write(self.model, path, variable, value)
         return out

@@ -14,35 +14,13 @@ from jax.sharding import NamedSharding
 
 from ..qarray import abstract_qarray, bytes_held, QArray, Scheme, tile_shape
 from ..qarray._sharding import replicated_axes
-from ._rules import Recipe
+from ._rules import Algorithm, Recipe
+from ._site_plan import added, clashes, SitePlan, unfit
 from ._weight import BATCH, CLOSED_OVER, CONTRACTED, STACK
 
 
 class PlanError(ValueError):
     """A recipe does not fit a model: a rule matches nothing, or a site is left out."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SitePlan:
-    """What will happen at one site.
-
-    `shape` and `dtype` are those of the stored parameter, `roles` what each of its axes is to the
-    op. `reason` says why the weight is left as it is; `None` means that it is quantized.
-
-    A product of two activations (`op` is `product`) has no weight: `path` is the module's, `shape`
-    the result's, and both sides are rounded as `activations` says.
-    """
-
-    site: str
-    path: str
-    op: str
-    shape: tuple[int, ...]
-    dtype: str
-    roles: tuple[str, ...] | None
-    weights: Scheme | None
-    activations: Scheme | None
-    rule: str | None
-    reason: str | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,9 +96,21 @@ class Plan:
     @functools.cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that two plans share only if they do the same."""
-        facts = [repr((s.site, s.op, s.roles, s.weights, s.activations)) for s in self.sites]
+        facts = [site.facts for site in self.sites]
         facts += [repr(leaf) for leaf in self.leaves]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+    @functools.cached_property
+    def needs_calibration(self) -> tuple[str, ...]:
+        """The sites that cannot be quantized without data."""
+        return tuple(site.site for site in self.sites if site.needs_calibration)
+
+    @functools.cached_property
+    def algorithms(self) -> dict[str, Algorithm]:
+        """The algorithms that choose codes, by the path of the parameter; others are rounded."""
+        by_path = {s.path: s.algorithm for s in self.sites if s.weights is not None}
+        by_path |= {s.path: s.algorithm for s in self.sites if s.algorithm is not None}
+        return {path: found for path, found in by_path.items() if found is not None}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.fingerprint == other.fingerprint
@@ -179,8 +169,10 @@ def make_plan(
             problems.append(f"no rule matches {site.site}; add one, with or without weights")
         elif rule.weights is not None and site.reason is not None:
             problems.append(f"{site.site} cannot be quantized: {site.reason}; leave it by a rule")
-    leaves, clashes = _leaves(sites, wanted)
-    problems += clashes
+        else:
+            problems += unfit(site)
+    leaves, differing = _leaves(sites, wanted)
+    problems += differing
     for leaf in leaves:
         if leaf.elsewhere == "error" and others.get(leaf.path):
             ops = "; ".join(sorted(others[leaf.path]))
@@ -244,6 +236,7 @@ def _site_plan(recipe: Recipe, use: Any, avals: dict[str, Any]) -> SitePlan:
             tile_shape(tuple(aval.shape), weights.tile, contracted=contracted, stack=stack)
         except ValueError as error:
             reason, weights, activations = str(error), None, None
+    beside = {} if rule is None or weights is None else added(rule, use.op)
     return SitePlan(
         site=use.site,
         path=use.path,
@@ -255,6 +248,7 @@ def _site_plan(recipe: Recipe, use: Any, avals: dict[str, Any]) -> SitePlan:
         activations=activations,
         rule=None if rule is None else rule.match,
         reason=reason,
+        **beside,
     )
 
 
@@ -272,7 +266,7 @@ def _shapes(leaf: LeafPlan) -> Any:
 def _leaves(sites: list[SitePlan], wanted: dict[str, Any]) -> tuple[list[LeafPlan], list[str]]:
     """One plan for each parameter that a site quantizes; its sites have to agree."""
     leaves: dict[str, LeafPlan] = {}
-    clashes: list[str] = []
+    found: list[str] = []
     for site in sites:
         if site.weights is None or site.roles is None:
             continue
@@ -288,9 +282,11 @@ def _leaves(sites: list[SitePlan], wanted: dict[str, Any]) -> tuple[list[LeafPla
         )
         first = leaves.setdefault(site.path, leaf)
         if first.scheme != leaf.scheme or _shapes(first) != _shapes(leaf):
-            clashes.append(
+            found.append(
                 f"{site.site} would hold {site.path} as {leaf.scheme} with tiles {leaf.tile}, but "
                 f"another use holds it as {first.scheme} with tiles {first.tile}; leave one of "
                 "the uses by a rule of its own (it then reads the dequantized weight)"
             )
-    return list(leaves.values()), clashes
+    for path, leaf in leaves.items():
+        found += clashes(path, [site for site in sites if site.path == path], leaf.elsewhere)
+    return list(leaves.values()), found

@@ -2,8 +2,39 @@
 
 import dataclasses
 import fnmatch
+from typing import Any, Protocol, runtime_checkable
 
+from ..numerics import AbsMean, RootMeanSquare
+from ..ops import Outliers
 from ..qarray import Scheme
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+    """How codes are chosen at a site: a frozen value, whose `repr` tells it from others.
+
+    `observers` are the statistics of a site's inputs that it needs; `()` where weights are enough.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def observers(self) -> tuple[Any, ...]: ...
+
+
+@runtime_checkable
+class Scaling(Protocol):
+    """How the inputs that sites have in common are scaled before weights are rounded.
+
+    A frozen value, whose `repr` tells it from others. It needs data, whatever its `observers` are.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def observers(self) -> tuple[Any, ...]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,12 +49,21 @@ class Rule:
     products; a rule with neither leaves both. Only recipes that have such a rule list products.
     `elsewhere` is what happens where a quantized parameter is read by an operation that is no
     site: an error, or it is dequantized there.
+
+    `algorithm` chooses the codes; `None` is rounding to nearest. `scaling` chooses by what the
+    inputs are divided and the weights multiplied first. With `static` the scales of activations
+    come from calibration, by the range rule of their scheme, not from the activations themselves.
+    `outliers` are columns of activations that are multiplied in floats.
     """
 
     match: str
     weights: Scheme | None = None
     activations: Scheme | None = None
     products: Scheme | None = None
+    algorithm: Algorithm | None = None
+    scaling: Scaling | None = None
+    static: bool = False
+    outliers: Outliers | None = None
     optional: bool = False
     elsewhere: str = "error"
 
@@ -42,6 +82,60 @@ class Rule:
             raise ValueError(
                 f"elsewhere={self.elsewhere!r} in the rule {self.match!r}; it is 'error' or "
                 "'dequantize'."
+            )
+        for what in ("algorithm", "scaling"):
+            if getattr(self, what) is not None and self.weights is None:
+                raise ValueError(
+                    f"The rule {self.match!r} has the {what} {getattr(self, what)} but no weights "
+                    f"to quantize. Give it weights, or no {what}."
+                )
+        if self.static:
+            self._check_static()
+        if self.outliers is not None:
+            self._check_outliers()
+
+    def _check_static(self) -> None:
+        if self.activations is None:
+            raise ValueError(
+                f"The rule {self.match!r} is static but quantizes no activations, whose scales "
+                "would be fixed. Give it activations, or leave out static."
+            )
+        if self.activations.tile.kept is not None:
+            raise ValueError(
+                f"The rule {self.match!r} is static, but its activations ({self.activations}) have "
+                "scales for each token or for some of them, and the tokens are not known before "
+                "the call. Give them Tile(contracted=..., kept=None), such as PER_TENSOR."
+            )
+        if isinstance(self.activations.scale, Scheme) or self.activations.centered:
+            raise ValueError(
+                f"The rule {self.match!r} is static, but its activations ({self.activations}) are "
+                "centered or hold their scales as codes, which is not known before the call. Give "
+                "them one plain scale a tile."
+            )
+        if isinstance(self.activations.range, (RootMeanSquare, AbsMean)):
+            raise ValueError(
+                f"The rule {self.match!r} is static, and no observer keeps what the range "
+                f"{self.activations.range} is made of. Use AbsMax, MinMax, Percentile, "
+                "MeanSquaredError, SharedExponent or Fixed."
+            )
+
+    def _check_outliers(self) -> None:
+        if self.weights is None or self.activations is None:
+            raise ValueError(
+                f"The rule {self.match!r} keeps outliers apart, but does not quantize weights and "
+                "activations: there is nothing to keep them from. Give both schemes."
+            )
+        if self.static:
+            raise ValueError(
+                f"The rule {self.match!r} is static and keeps outliers apart. The scale of what is "
+                "left depends on which they are: leave out one of the two."
+            )
+        scheme = self.activations
+        if scheme.zero_point is not None or scheme.centered or not scheme.values.has_zero:
+            raise ValueError(
+                f"The rule {self.match!r} keeps outliers apart, and puts the code 0 in their "
+                f"place, which does not stand for 0 in {scheme}. Give its activations a symmetric "
+                "scheme that holds 0."
             )
 
     def matches(self, path: str, site: str, *, product: bool = False) -> bool:

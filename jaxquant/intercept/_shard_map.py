@@ -11,7 +11,7 @@ from ..qarray import leaf_specs, retile
 from ..qarray._sharding import shards_of
 from ._evaluate import Evaluator
 from ._plan import PlanError
-from ._weight import is_weight, Joined, Position
+from ._weight import is_weight, Joined, Position, Weight
 
 
 def shard_map_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
@@ -23,7 +23,7 @@ def shard_map_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Posit
     params = eqn.params
     mesh, in_specs = params["mesh"], params["in_specs"]
     fitted = [
-        _fit(_unjoined(ev, eqn, x, spec), spec, mesh)
+        _fit(ev, _unjoined(ev, eqn, x, spec), spec, mesh)
         for x, spec in zip(operands, in_specs, strict=True)
     ]
     specs = tuple(_specs(x, spec, mesh) for x, spec in zip(fitted, in_specs, strict=True))
@@ -66,13 +66,41 @@ def _specs(x: Any, spec: PartitionSpec, mesh: Any) -> Any:
         return dataclasses.replace(x, parts=tuple(_specs(part, spec, mesh) for part in x.parts))
     if not is_weight(x):
         return spec
-    return x.view(leaf_specs(x.value, spec, mesh) if x.quantized else spec, x.axes)
+    specs = x.view(leaf_specs(x.value, spec, mesh) if x.quantized else spec, x.axes)
+    if not x.state:
+        return specs
+    by_group = dict(zip(x.axes, (*spec, *(None,) * x.ndim), strict=False))
+    of_state = PartitionSpec(*(by_group.get(group) for group in x.state_axes))
+    return specs.with_state(jax.tree.map(lambda _: of_state, x.state))
 
 
-def _fit(weight: Any, spec: PartitionSpec, mesh: Any) -> Any:
+def _check_state(ev: Evaluator, weight: Weight, axis: int) -> None:
+    """Refuses to cut an axis of a weight that state of its sites is about, but for stack axes.
+
+    **Raises:** `PlanError` naming the site.
+    """
+    group = weight.axes[axis]
+    if not weight.state or group in weight.state_axes:
+        return
+    plan: Any = getattr(ev.mode, "plan", None)
+    leaf = plan.by_path[weight.path]
+    summed = any(stored in leaf.contracted for stored in group)
+    for site, arrays in weight.state.items():
+        for name, x in arrays.items():
+            about_outputs = name == "outlier_weights"
+            if summed and (about_outputs or x.shape[-1] > 1) or about_outputs and not summed:
+                what = "inputs" if summed else "outputs"
+                raise PlanError(
+                    f"shard_map cuts the {what} of {weight.path}, and the {name} of {site} is of "
+                    f"all of them. Shard its {'outputs' if summed else 'inputs'} there, or "
+                    "calibrate it without."
+                )
+
+
+def _fit(ev: Evaluator, weight: Any, spec: PartitionSpec, mesh: Any) -> Any:
     """The weight with tiles that no shard cuts, knowing which mesh axes cut its axes."""
     if isinstance(weight, Joined):
-        fitted = tuple(_fit(part, spec, mesh) for part in weight.parts)
+        fitted = tuple(_fit(ev, part, spec, mesh) for part in weight.parts)
         return dataclasses.replace(weight, parts=fitted)
     if not is_weight(weight):
         return weight
@@ -83,6 +111,8 @@ def _fit(weight: Any, spec: PartitionSpec, mesh: Any) -> Any:
         if names and weight.axes[axis]:
             shards[weight.axes[axis][0]] += names
         count = shards_of(entry, mesh)
+        if count > 1:
+            _check_state(ev, weight, axis)
         if weight.quantized and count > 1 and value.tile[axis] > 1:
             value = retile(value, axis, math.gcd(value.tile[axis], value.shape[axis] // count))
     return dataclasses.replace(weight, value=value, shards=tuple(shards))

@@ -45,7 +45,11 @@ def account_table(account: Account) -> str:
 
 
 def site_lines(sites: tuple[SiteAccount, ...], *, measured: bool) -> list[str]:
-    """Columns: site, shape, how it is held (weights / activations), bits a value, noise, rule."""
+    """Columns: site, shape, how it is held, bits a value, noise, rule.
+
+    How it is held: weights (by which methods) / activations, `static` if their scales are, and
+    `below` what size they are rounded, if outliers are kept apart.
+    """
     if not sites:
         return []
     head = ("shape", "scheme", "bits", "SQNR dB", "rule")
@@ -88,7 +92,12 @@ def _held(site: SiteAccount) -> str:
         return f"left: {site.reason}"
     if site.weights is None:
         return f"both sides {site.activations}"
-    return str(site.weights) if site.activations is None else f"{site.weights} / {site.activations}"
+    methods = [each.name for each in (site.scaling, site.algorithm) if each is not None]
+    held = f"{site.weights} ({', '.join(methods)})" if methods else str(site.weights)
+    if site.activations is None:
+        return held
+    below = "" if site.outliers is None else f" below {site.outliers.threshold:g}"
+    return f"{held} / {site.activations}{' static' if site.static else ''}{below}"
 
 
 def _decibels(site: SiteAccount) -> str:

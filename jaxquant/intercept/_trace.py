@@ -1,6 +1,6 @@
 """From a function of variables to its evaluation with QArrays in place of parameters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,6 +37,7 @@ def run(
     kwargs: dict[str, Any],
     evaluator: Evaluator,
     tracked: Callable[[str, Any], bool],
+    states: Mapping[str, tuple[Any, Any]] = {},
 ) -> Any:
     """`function(variables, *args, **kwargs)`, evaluated by `evaluator`.
 
@@ -44,7 +45,8 @@ def run(
     these a weight that nobody wrote to comes back as it went in; in the output it is an array.
 
     `paths` names the leaves of `variables` (a QArray is one leaf) that are parameters, `None` for
-    the others. Leaves for which `tracked(path, leaf)` holds enter as weights.
+    the others. Leaves for which `tracked(path, leaf)` holds enter as weights, with their `states`
+    (what `Weight` calls `state` and `state_axes`) by path.
     """
     leaves, tree = jax.tree.flatten(variables, is_leaf=is_qarray)
     arguments, argument_tree = jax.tree.flatten((args, kwargs))
@@ -67,7 +69,9 @@ def run(
     moved = [arguments[i] for i in moving]
     closed = jax.make_jaxpr(traced)(logical, moved)
     values = [
-        whole(x, path) if path is not None and tracked(path, x) else x
+        whole(x, path).with_state(*states.get(path, ({}, ())))
+        if path is not None and tracked(path, x)
+        else x
         for path, x in zip(paths, leaves, strict=True)
     ]
     moving_inputs = [

@@ -1,7 +1,7 @@
 """The variables of a model, Linen's nested dictionaries and NNX's states alike."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -96,13 +96,21 @@ def parameters(variables: Any) -> dict[str, Any]:
     return result
 
 
-def stamped(variables: Any, fingerprint: str) -> Any:
-    """The tree with the stamp of a plan, and with names of axes that codes and scales share."""
-    stamp = PlanStamp(fingerprint)
+def stamped(
+    variables: Any, fingerprint: str, states: Mapping[str, Mapping[str, Any]] | None = None
+) -> Any:
+    """The tree with the stamp of a plan, and with names of axes that codes and scales share.
+
+    `states` are arrays that belong to sites, by site id and name (see `_states`).
+    """
+    own: dict[str, Any] = {"plan": PlanStamp(fingerprint)}
+    if states:
+        own["sites"] = {site: dict(arrays) for site, arrays in states.items()}
     variables = named_by_leaf(variables)
     if isinstance(variables, nnx.State):
-        return nnx.State({**variables.raw_mapping, COLLECTION: {"plan": QuantizationState(stamp)}})
-    return {**dict(variables), COLLECTION: {"plan": stamp}}
+        held = jax.tree.map(QuantizationState, own, is_leaf=lambda x: not isinstance(x, dict))
+        return nnx.State({**variables.raw_mapping, COLLECTION: held})
+    return {**dict(variables), COLLECTION: own}
 
 
 def unstamped(variables: Any) -> tuple[Any, str | None]:
@@ -116,3 +124,16 @@ def unstamped(variables: Any) -> tuple[Any, str | None]:
     if is_nnx:
         return nnx.State(own), stamp.get_value().fingerprint
     return own, stamp.fingerprint
+
+
+def states_of(variables: Any) -> dict[str, dict[str, Any]]:
+    """What `stamped` was given as `states`."""
+    if COLLECTION not in variables:
+        return {}
+    held = variables.raw_mapping if isinstance(variables, nnx.State) else variables
+    sites = held[COLLECTION].get("sites", {})
+
+    def value(x: Any) -> Any:
+        return x.get_value() if isinstance(x, nnx.Variable) else x
+
+    return {site: {n: value(x) for n, x in arrays.items()} for site, arrays in sites.items()}

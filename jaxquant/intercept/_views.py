@@ -15,6 +15,7 @@ from jax import lax
 from .. import qarray
 from ..qarray import QArray
 from ..qarray._reshape import expand_dims, matching_axes, squeeze
+from ._states import cut_state
 from ._weight import Joined, Weight
 
 
@@ -114,6 +115,7 @@ def sliced(weight: Weight, starts: Sequence[int], limits: Sequence[int]) -> Weig
         return weight.view(lax.slice(value, starts, limits), weight.axes)
     for axis, (start, limit) in enumerate(zip(starts, limits, strict=True)):
         value = qarray.slice_axis(value, axis, start, limit)
+        weight = cut_state(weight, axis, start, limit - start)
     return weight.view(value, weight.axes)
 
 
@@ -140,7 +142,10 @@ def _dynamic_slice(eqn: Any, weight: Weight, *starts: Any) -> Weight:
             q = qarray.dynamic_index(q, axis, start, size)
         return q
 
-    return weight.view(_apply(weight, eqn, cut, *starts), weight.axes)
+    value = _apply(weight, eqn, cut, *starts)
+    for axis, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+        weight = cut_state(weight, axis, start, size)
+    return weight.view(value, weight.axes)
 
 
 def _frozen(eqn: Any, weight: Weight) -> Weight:

@@ -23,6 +23,9 @@ class Weight:
     made this something other than a view of the parameter; it is `None` for views. `scans` are the
     loops that hand out one slice a step. Inside a `shard_map`, `shards` are the mesh axes that cut
     each stored axis.
+
+    `state` is that of its sites, arrays by site id and name (see `_states`). Their leading axes are
+    the stored stack axes in `state_axes`: one each, or several where they were merged.
     """
 
     value: Any
@@ -32,6 +35,10 @@ class Weight:
     via: str | None = dataclasses.field(default=None, metadata={"static": True})
     scans: tuple[Position, ...] = dataclasses.field(default=(), metadata={"static": True})
     shards: tuple[tuple[str, ...], ...] = dataclasses.field(default=(), metadata={"static": True})
+    state: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    state_axes: tuple[tuple[int, ...], ...] = dataclasses.field(
+        default=(), metadata={"static": True}
+    )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -57,6 +64,11 @@ class Weight:
     def view(self, value: Any, axes: tuple[tuple[int, ...], ...]) -> "Weight":
         """The same parameter, seen differently."""
         return dataclasses.replace(self, value=value, axes=axes)
+
+    def with_state(self, state: Any, axes: tuple[tuple[int, ...], ...] | None = None) -> "Weight":
+        """The same weight with other state, whose leading axes are `axes`, or the same ones."""
+        axes = self.state_axes if axes is None else axes
+        return dataclasses.replace(self, state=state, state_axes=axes)
 
 
 @jax.tree_util.register_dataclass

@@ -104,10 +104,13 @@ def asymmetric_scale(
     rule: Range,
     format: Format,
     empty: float = 1.0,
+    *,
+    real_zero: bool = False,
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """The gap between codes that cover a tile's range, and where that range begins.
 
-    The gap is `empty` for tiles of zeros, and NaN where there is one.
+    The gap is `empty` for tiles of zeros, and NaN where there is one. A search takes zero points to
+    be codes, but for `real_zero`.
     """
     match rule:
         case MinMax(include_zero=include_zero):
@@ -123,8 +126,9 @@ def asymmetric_scale(
             low, high = jnp.full_like(some, fixed_low), jnp.full_like(some, fixed_high)
         case MeanSquaredError(base=MinMax() as base):
             scale, low = asymmetric_scale(x, axis, base, format, empty)
-            zero = jnp.round(zero_point(low, scale, format))
-            factor = _shrunk(x, axis, rule, scale, zero, format)
+            zero = zero_point(low, scale, format)
+            zero = zero if real_zero else jnp.round(zero)
+            factor = _shrunk(x, axis, rule, scale, zero, format, real_zero=real_zero)
             return scale * factor, low * factor
         case _:
             raise ValueError(f"{rule} takes no zero point.")
@@ -139,6 +143,15 @@ def zero_point(
 ) -> Float[Array, "..."]:
     """The code, still as a real, that stands for 0 in a tile whose range starts at `low`."""
     return format.lowest - low / scale
+
+
+def offset_by(product: Float[Array, "..."], term: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`product + term` in two roundings.
+
+    A product and a sum may be fused to one operation, which rounds once and gives other bits. A
+    barrier is gone by then, and a choice may be moved behind the sum; a maximum may not.
+    """
+    return jnp.maximum(product, np.finfo(np.float32).min) + term
 
 
 def _meeting(
@@ -183,6 +196,8 @@ def _shrunk(
     scale: Float[Array, "..."],
     zero: Float[Array, "..."] | None,
     format: Format,
+    *,
+    real_zero: bool = False,
 ) -> Float[Array, "..."]:
     """For each tile the factor of the scale with which rounding errs least."""
 
@@ -192,7 +207,8 @@ def _shrunk(
         if zero is None:
             rounded = decode(encode(shifted, format), format, jnp.float32)
         else:
-            rounded = decode(encode(jnp.round(shifted) + zero, format), format, jnp.float32) - zero
+            placed = offset_by(shifted, zero) if real_zero else jnp.round(shifted) + zero
+            rounded = decode(encode(placed, format), format, jnp.float32) - zero
         # In units of the widest scale, so that the power of a tiny error is not flushed to 0.
         error = jnp.abs(rounded * factor - x * (1 / scale))
         return (error**rule.power).sum(axis=axis, keepdims=True)

@@ -1,12 +1,13 @@
 """Quantizing what flows through a model, at the moment it is used."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from ..qarray import QArray, Scheme
-from ..qarray._quantize import quantize_array
+from ..qarray._quantize import quantize_array, quantize_with
 
 
 def quantize_activation(
@@ -22,9 +23,35 @@ def quantize_activation(
     model trained on that would learn nothing from what stands before this site.
     """
 
+    return _without_gradient(
+        lambda x: quantize_array(x, scheme, contracted=contracted, stack=stack), x, scheme
+    )
+
+
+def quantize_static(
+    x: Float[Array, "..."],
+    scheme: Scheme,
+    scale: Float[Array, "..."],
+    zero_point: Shaped[Array, "..."] | None = None,
+    *,
+    contracted: tuple[int, ...],
+    stack: tuple[int, ...] = (),
+) -> QArray:
+    """Rounds `x` to `scheme` with ranges that are known before ("static"): one entry a tile.
+
+    **Raises:** `ValueError` where they do not fit; `TypeError` when differentiated.
+    """
+    return _without_gradient(
+        lambda x: quantize_with(x, scheme, scale, zero_point, contracted=contracted, stack=stack),
+        x,
+        scheme,
+    )
+
+
+def _without_gradient(function: Callable[[Any], QArray], x: Any, scheme: Scheme) -> QArray:
     @jax.custom_jvp
     def rounded(x: Any) -> QArray:
-        return quantize_array(x, scheme, contracted=contracted, stack=stack)
+        return function(x)
 
     @rounded.defjvp
     def refuse(primals: Any, tangents: Any) -> Any:

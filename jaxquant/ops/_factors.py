@@ -60,8 +60,18 @@ def scaled_after(q: QArray, summed: tuple[int, ...], dtype: Any = None) -> bool:
     Where `dtype` is given, it has to hold what the codes stand for too.
     """
     one_scale = all(q.tile[a] == q.shape[a] for a in summed)
-    exact = dtype is None or q.scheme.values.exact_in(np.dtype(dtype))
+    exact = dtype is None or exact_codes(q, dtype)
     return one_scale and exact and q.offset is None
+
+
+def exact_codes(q: QArray, dtype: Any) -> bool:
+    """Whether `dtype` holds what the codes of `q` stand for before scales.
+
+    Of codes less a zero point that lies between two of them it holds what float32 would.
+    """
+    if q.scheme.real_zero_point and np.dtype(dtype) != np.float32:
+        return False
+    return q.scheme.values.exact_in(np.dtype(dtype))
 
 
 def common_tile(n: int, *tiles: int) -> int:
@@ -76,6 +86,8 @@ def common_tile(n: int, *tiles: int) -> int:
 def fits_int8(q: QArray) -> bool:
     """Whether every code of `q` less its zero point is an `int8`, as far as their formats tell."""
     values, zero = q.scheme.values, q.scheme.zero_point
+    if q.scheme.real_zero_point:
+        return False
     low, high = values.lowest, values.highest
     if zero is not None:
         low, high = low - zero.highest, high - zero.lowest

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ..numerics import decode, FLOAT32, Format, unpack
+from ..numerics._scale import offset_by
 from ._layout import inverse, Layout
 from ._scheme import Scheme
 
@@ -255,10 +256,7 @@ def dequantize(q: QArray, dtype: Any = None) -> Float[Array, "..."]:
     if q.offset is None:
         values = values * scale
     else:
-        # A product and a sum may be fused to one operation, which rounds once and gives other bits.
-        # A barrier is gone by then, and a choice may be moved behind the sum; a maximum may not.
-        lowest = np.finfo(np.float32).min
-        values = jnp.maximum(values * scale, lowest) + q.offset
+        values = offset_by(values * scale, q.offset)
     values = values.transpose(inverse(q.layout.permutation(q.ndim)))
     return values.astype(q.dtype if dtype is None else dtype)
 

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from ..numerics import encode, Format, peak, round_at_random
-from ..numerics._scale import asymmetric_scale, symmetric_scale, TINY, zero_point
+from ..numerics._scale import asymmetric_scale, offset_by, symmetric_scale, TINY, zero_point
 from ._layout import CANONICAL
 from ._qarray import QArray, scale_values, short_tiles, spread, tile_counts
 from ._scheme import Scheme, tile_shape
@@ -81,6 +81,61 @@ def quantize_array(
     return _with_codes(q, values, wanted if scheme.codes_first else scale_values(q), low, tile, key)
 
 
+def quantize_with(
+    x: Float[Array, "..."],
+    scheme: Scheme,
+    scale: Float[Array, "..."],
+    zero_point: Shaped[Array, "..."] | None = None,
+    *,
+    contracted: tuple[int, ...] = (-1,),
+    stack: tuple[int, ...] = (),
+) -> QArray:
+    """`quantize_array` with scales, and zero points, that are known: the range rule has no say.
+
+    Both have one entry a tile, along axes of their own; zero points are codes.
+
+    **Raises:** `ValueError` where they do not fit the tiles, or the scheme has other parts.
+    """
+    contracted = tuple(a % x.ndim for a in contracted)
+    stack = tuple(a % x.ndim for a in stack)
+    if isinstance(scheme.scale, Scheme) or scheme.centered:
+        raise ValueError(
+            f"Scales that are known are plain, one a tile, and those of {scheme} are not. Give a "
+            "scheme whose scale is a format, and that is not centered."
+        )
+    if (zero_point is None) != (scheme.zero_point is None):
+        raise ValueError(
+            f"The scheme {scheme} has {'no ' if zero_point is not None else ''}zero points, and "
+            f"{'some' if zero_point is not None else 'none'} were given."
+        )
+    tile = tile_shape(x.shape, scheme.tile, contracted=contracted, stack=stack)
+    counts = tile_counts(x.shape, tile)
+    for name, part in (("scales", scale), ("zero points", zero_point)):
+        if part is not None and part.shape != counts:
+            raise ValueError(
+                f"Tiles of {tile} on an array of shape {x.shape} take {name} of shape {counts}, "
+                f"not {part.shape}."
+            )
+    values = x.astype(jnp.float32)
+    held = stored_scale(scale.astype(jnp.float32), scheme.scale)
+    q = QArray(
+        codes=None,
+        scale=held,
+        zero_point=zero_point,
+        offset=None,
+        scheme=scheme,
+        layout=CANONICAL,
+        dtype=np.dtype(x.dtype),
+        ragged=short_tiles(x.shape, tile),
+    )
+    shifted = values * spread(1.0 / scale_values(q), tile, values.shape)
+    if zero_point is None:
+        codes = encode(shifted, scheme.values)
+    else:
+        codes = _shifted_codes(shifted, zero_point, scheme, tile, None)
+    return dataclasses.replace(q, codes=codes)
+
+
 def wanted_scale(
     values: Float[Array, "..."], scheme: Scheme, tile: tuple[int, ...]
 ) -> tuple[Float[Array, "..."], Float[Array, "..."] | None]:
@@ -94,7 +149,9 @@ def wanted_scale(
     if scheme.zero_point is None:
         scale = symmetric_scale(tiles, within, scheme.range, scheme.values, empty)
         return scale.reshape(counts), None
-    scale, low = asymmetric_scale(tiles, within, scheme.range, scheme.values, empty)
+    scale, low = asymmetric_scale(
+        tiles, within, scheme.range, scheme.values, empty, real_zero=scheme.real_zero_point
+    )
     return scale.reshape(counts), low.reshape(counts)
 
 
@@ -151,10 +208,30 @@ def _with_codes(
         return dataclasses.replace(q, codes=codes)
     assert scheme.zero_point is not None
     low = jnp.where(lost, 0.0, low)
-    zero = encode(zero_point(low, scale, scheme.values), scheme.zero_point)
+    zero = stored_zero_point(zero_point(low, scale, scheme.values), scheme.zero_point)
+    return dataclasses.replace(
+        q, codes=_shifted_codes(shifted, zero, scheme, tile, key), zero_point=zero
+    )
+
+
+def _shifted_codes(
+    shifted: Float[Array, "..."], zero: Array, scheme: Scheme, tile: tuple[int, ...], key: Any
+) -> Array:
+    """The codes of what is `shifted` gaps from 0, where 0 lies at `zero`."""
+    by = spread(zero.astype(jnp.float32), tile, shifted.shape)
+    if scheme.real_zero_point:
+        return encode(offset_by(shifted, by), scheme.values, key)
     shifted = jnp.round(shifted) if key is None else round_at_random(shifted, key)
-    shifted = shifted + spread(zero.astype(jnp.float32), tile, values.shape)
-    return dataclasses.replace(q, codes=encode(shifted, scheme.values), zero_point=zero)
+    return encode(shifted + by, scheme.values)
+
+
+def stored_zero_point(zero: Float[Array, "*tiles"], format: Format) -> Shaped[Array, "*tiles"]:
+    """Zero points as they are stored: the nearest code, or the nearest float of `format`."""
+    if format.integer:
+        return encode(zero, format)
+    info = ml_dtypes.finfo(format.storage)
+    held = jnp.clip(zero, -format.highest, format.highest)
+    return lax.reduce_precision(held, info.nexp, info.nmant).astype(format.storage)
 
 
 def stored_scale(scale: Float[Array, "*tiles"], format: Format) -> Shaped[Array, "*tiles"]:

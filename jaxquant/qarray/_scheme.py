@@ -19,6 +19,7 @@ from ..numerics import (
 )
 
 SCALE_FORMATS = (FLOAT32, BFLOAT16, FLOAT16, E4M3, E5M2, E8M0)
+REAL_ZERO_POINTS = (FLOAT32, BFLOAT16, FLOAT16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,8 @@ class Scheme:
     """Format, tile, scale format and range rule of one array.
 
     `value = (code - zero_point) * scale`. `zero_point` names the format that zero points are
-    stored in; `None` means that code 0 stands for 0.
+    stored in; `None` means that code 0 stands for 0. Of an integer format, the zero point is itself
+    a code, and 0 is exact; in FLOAT16, BFLOAT16 or FLOAT32 it may lie between two codes (HQQ).
 
     `scale` is the format that scales are stored in, or a scheme: then the array of scales is itself
     held as codes with scales, tile by tile of tiles. With `centered` the mean of the array (of each
@@ -80,15 +82,22 @@ class Scheme:
                 f"{self.values} has no zero and no sign: it is for scales, not values."
             )
         check_range(self.range, self.values, self.zero_point is not None)
-        if self.zero_point is not None and (
-            not self.values.integer
-            or not self.zero_point.integer
-            or self.zero_point.bits < self.values.bits
-        ):
+        zero = self.zero_point
+        if zero is None:
+            return
+        wide_code = zero.integer and zero.bits >= self.values.bits
+        if not self.values.integer or not (wide_code or zero in REAL_ZERO_POINTS):
+            names = ", ".join(map(str, REAL_ZERO_POINTS))
             raise ValueError(
                 f"A zero point is a code: values and zero point must be integers, the zero point "
-                f"at least as wide; got values={self.values}, zero_point={self.zero_point}."
+                f"at least as wide; or it lies between codes, and is held as {names}; got "
+                f"values={self.values}, zero_point={zero}."
             )
+
+    @property
+    def real_zero_point(self) -> bool:
+        """Whether zero points may lie between two codes."""
+        return self.zero_point is not None and not self.zero_point.integer
 
     def _check_scale(self) -> None:
         if isinstance(self.scale, Scheme):
@@ -110,6 +119,8 @@ class Scheme:
 
     def __str__(self) -> str:
         zero = "+zero" if self.zero_point else ""
+        if self.real_zero_point:
+            zero = f"+{str(self.zero_point).lower()} zero"
         text = f"{self.values.name.lower()}{zero} {_tile_text(self.tile)}"
         if isinstance(self.scale, Scheme):
             return f"{text}, scales {self.scale}"

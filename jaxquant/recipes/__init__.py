@@ -4,6 +4,7 @@ from ._library import (
     by_name as by_name,
     find as find,
     FP8 as FP8,
+    LLM_INT8 as LLM_INT8,
     MXFP4 as MXFP4,
     MXFP8 as MXFP8,
     NAMED as NAMED,
@@ -15,6 +16,8 @@ from ._library import (
     W8A16 as W8A16,
 )
 from ._parse import (
+    added_from_data as added_from_data,
+    added_to_data as added_to_data,
     dump as dump,
     load as load,
     parse as parse,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..intercept import Recipe, Rule
 from ..numerics import AbsMax, BFLOAT16, Convention, E4M3, INT4, INT8
+from ..ops import Outliers
 from ..qarray import PER_CHANNEL, Scheme, schemes, Tile
 from ._names import nearest
 from ._parse import load
@@ -67,6 +68,16 @@ W8A8 = Recipe(
     rules=(*_LEAVE_ENDS, Rule(match="*", weights=_INT8, activations=_INT8)),
 )
 
+LLM_INT8 = Recipe(
+    name="llm_int8",
+    source="LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339) as in bitsandbytes: columns of "
+    "activations that reach 6 are multiplied in floats, with what the int8 weights stand for",
+    rules=(
+        *_LEAVE_ENDS,
+        Rule(match="*", weights=_INT8, activations=_INT8, outliers=Outliers(threshold=6.0)),
+    ),
+)
+
 FP8 = Recipe(
     name="fp8",
     source="compressed-tensors preset FP8_DYNAMIC; e4m3 as in FP8 Formats for Deep Learning "
@@ -107,7 +118,18 @@ NF4_DOUBLE = Recipe(
 
 NAMED: dict[str, Recipe] = {
     recipe.name: recipe
-    for recipe in (W8A16, W4A16_G64, W4A16_G64_E8, W8A8, FP8, MXFP8, MXFP4, NVFP4, NF4_DOUBLE)
+    for recipe in (
+        W8A16,
+        W4A16_G64,
+        W4A16_G64_E8,
+        W8A8,
+        LLM_INT8,
+        FP8,
+        MXFP8,
+        MXFP4,
+        NVFP4,
+        NF4_DOUBLE,
+    )
 }
 """Every named recipe, by its name."""
 

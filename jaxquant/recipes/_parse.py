@@ -16,6 +16,14 @@ import msgspec
 from ..intercept import Recipe, Rule
 from ..numerics import Format, FORMATS
 from ..qarray import Scheme, schemes, Tile
+from ._algorithms import (
+    ALGORITHMS,
+    fields_to_data,
+    outliers_from_text,
+    SCALINGS,
+    value_from_text,
+    value_to_data,
+)
 from ._names import known, nearest
 from ._ranges import range_from_text, range_to_data, RangeText
 
@@ -40,6 +48,10 @@ class _RuleText(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     weights: _SchemeText | str | None = None
     activations: _SchemeText | str | None = None
     products: _SchemeText | str | None = None
+    algorithm: dict[str, Any] | str | None = None
+    scaling: dict[str, Any] | str | None = None
+    static: bool = False
+    outliers: dict[str, Any] | None = None
     leave: bool = False
     optional: bool = False
     elsewhere: str = "error"
@@ -111,11 +123,44 @@ def dump(recipe: Recipe) -> str:
             scheme = getattr(rule, role)
             if scheme is not None:
                 lines.append(f"{role} = {_inline(_named_or_whole(scheme))}")
+        for key, data in added_to_data(rule).items():
+            lines.append(f"{key} = {_inline(data)}")
         if rule.optional:
             lines.append("optional = true")
         if rule.elsewhere != "error":
             lines.append(f"elsewhere = {_quoted(rule.elsewhere)}")
     return "\n".join(lines) + "\n"
+
+
+def added_to_data(row: Any) -> dict[str, Any]:
+    """What a rule, or a site of a plan, has beside its schemes, as plain data.
+
+    **Raises:** `ValueError` for an algorithm or scaling that has no name as text.
+    """
+    data: dict[str, Any] = {}
+    if row.algorithm is not None:
+        data["algorithm"] = value_to_data(row.algorithm, ALGORITHMS)
+    if row.scaling is not None:
+        data["scaling"] = value_to_data(row.scaling, SCALINGS)
+    if row.static:
+        data["static"] = True
+    if row.outliers is not None:
+        data["outliers"] = fields_to_data(row.outliers)
+    return data
+
+
+def added_from_data(data: dict[str, Any], where: str) -> dict[str, Any]:
+    """What `added_to_data` wrote, as fields; `data` may hold other keys, and `None`.
+
+    **Raises:** `ValueError` saying where what is wrong.
+    """
+    made: dict[str, Any] = {"static": data.get("static", False)}
+    for key, kinds in (("algorithm", ALGORITHMS), ("scaling", SCALINGS)):
+        if data.get(key) is not None:
+            made[key] = value_from_text(data[key], kinds, f"{where}, {key}")
+    if data.get("outliers") is not None:
+        made["outliers"] = outliers_from_text(data["outliers"], f"{where}, outliers")
+    return made
 
 
 def scheme_to_dict(scheme: Scheme) -> dict[str, Any]:
@@ -226,6 +271,7 @@ def _rule(rule: _RuleText, where: str) -> Rule:
         products=None if rule.products is None else _scheme(rule.products, f"{where}, products"),
         optional=rule.optional,
         elsewhere=rule.elsewhere,
+        **added_from_data(msgspec.structs.asdict(rule), where),
     )
 
 

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import Applied, inputs, W8A16, weight
+from exact import Applied, inputs, W8, W8A16, weight
+from methods import Informed
 
 import jaxquant as jq
-from jaxquant.algorithms import nearest
+from jaxquant.algorithms import as_matrix, HQQ, nearest
 from jaxquant.qarray import weight_error
 
 K = 8
@@ -144,3 +145,41 @@ def test_the_loop_gives_the_codes_of_nearest(values):
     assert q.codes.dtype == expected.codes.dtype
     np.testing.assert_array_equal(q.codes, expected.codes)
     np.testing.assert_array_equal(q.scale, expected.scale)
+
+
+def test_a_plan_that_needs_data_is_refused():
+    variables = {"params": {"w": weight(K, K)}}
+    rule = jq.Rule(match="*", weights=W8, algorithm=Informed())
+    recipe = jq.Recipe(name="mine", rules=(rule,))
+    plan = jq.plan(Applied(jnp.matmul, (K, K)), variables, inputs(4, K), recipe=recipe)
+    with pytest.raises(ValueError, match="'mine' needs data at 1 sites, w#dot .*calibrate"):
+        jq.quantize(variables, plan)
+
+
+def test_an_algorithm_that_needs_no_data_chooses_the_codes():
+    scheme = jq.Scheme(
+        values=jq.INT4, tile=jq.Tile(contracted=8), range=jq.MinMax(), zero_point=jq.FLOAT16
+    )
+    w = jax.random.normal(jax.random.key(0), (2, 16, 3, 4))
+
+    def function(x, w):
+        return jax.lax.scan(lambda x, w: (x, jnp.einsum("nk,kab->nab", x, w)), x, w)[1]
+
+    variables, x = {"params": {"w": w}}, inputs(4, 16)
+    trees = []
+    for algorithm in (None, HQQ()):
+        rule = jq.Rule(match="*", weights=scheme, algorithm=algorithm)
+        recipe = jq.Recipe(name="r", rules=(rule,))
+        plan = jq.plan(Applied(function, w.shape), variables, x, recipe=recipe)
+        trees.append(jq.quantize(variables, plan, account=True))
+    (plain, _), (tree, account) = trees
+    q = tree["params"]["w"]
+    made = HQQ().run(as_matrix(w, contracted=(1,), stack=(0,)), {}, scheme)
+    np.testing.assert_array_equal(as_matrix(q.codes, contracted=(1,), stack=(0,)), made.codes)
+    np.testing.assert_array_equal(as_matrix(q.scale, contracted=(1,), stack=(0,)), made.scale)
+    assert account.by_path["w"] == weight_error(w, q)
+    errors = [jnp.abs(jq.dequantize(t["params"]["w"]) - w).mean() for t in (plain, tree)]
+    assert errors[1] < errors[0]
+    spoiled = {"params": {"w": w.at[0, 0, 0, 0].set(jnp.nan)}}
+    with pytest.raises(ValueError, match="w holds NaN or infinity"):
+        jq.quantize(spoiled, plan)

@@ -7,6 +7,7 @@ import json
 import msgspec
 import numpy as np
 import pytest
+from methods import Free, Informed, Smooth
 from quantized_trees import linen_tree, nnx_tree
 
 from jaxquant.checkpoint import (
@@ -19,7 +20,9 @@ from jaxquant.checkpoint import (
 )
 from jaxquant.intercept import Account
 from jaxquant.intercept._variables import parameters, unstamped
+from jaxquant.ops import Outliers, OutlierWeights
 from jaxquant.qarray import WeightError
+from jaxquant.recipes import _algorithms
 
 
 def manifest(**changes) -> Manifest:
@@ -81,8 +84,8 @@ def signed(fields: dict) -> bytes:
 def test_unknown_keys_are_passed_over_and_newer_versions_refused():
     fields = msgspec.to_builtins(manifest())
     assert _manifest.decode(signed({**fields, "later": 1}), "m") == manifest()
-    with pytest.raises(CheckpointError, match="version 3; this jaxquant reads .* versions 1 to 2"):
-        _manifest.decode(signed({**fields, "version": 3}), "m")
+    with pytest.raises(CheckpointError, match="version 4; this jaxquant reads .* versions 1 to 3"):
+        _manifest.decode(signed({**fields, "version": 4}), "m")
     with pytest.raises(CheckpointError, match="of format 'another'"):
         _manifest.decode(signed({**fields, "format": "another"}), "m")
 
@@ -179,3 +182,30 @@ def test_a_plan_with_products_comes_back():
     got = _manifest.plan_from_dict(_manifest.plan_to_dict(wanted), "here")
     assert got.sites == wanted.sites and got.fingerprint == wanted.fingerprint
     assert got.fingerprint != plan.fingerprint
+
+
+def test_a_plan_with_algorithms_comes_back_and_one_without_is_written_as_before(monkeypatch):
+    for registry, name, kind in (
+        (_algorithms.ALGORITHMS, "informed", Informed),
+        (_algorithms.SCALINGS, "smooth", Smooth),
+    ):
+        monkeypatch.setitem(registry, name, kind)
+    plan = linen_tree()[1]
+    added = {
+        "algorithm": Informed(damping=0.1),
+        "scaling": Smooth(),
+        "static": True,
+        "outliers": Outliers(weights=OutlierWeights.ORIGINAL),
+    }
+    assert not any(key in row for row in _manifest.plan_to_dict(plan)["sites"] for key in added)
+    sites = (dataclasses.replace(plan.sites[0], **added), *plan.sites[1:])
+    wanted = dataclasses.replace(plan, sites=sites)
+    data = json.loads(json.dumps(_manifest.plan_to_dict(wanted)))
+    got = _manifest.plan_from_dict(data, "here")
+    assert got.sites == wanted.sites and got.fingerprint == wanted.fingerprint
+    data["sites"][0]["algorithm"] = "newer"
+    with pytest.raises(CheckpointError, match="algorithm: there is no 'newer'.*Install"):
+        _manifest.plan_from_dict(data, "here")
+    sites = (dataclasses.replace(plan.sites[0], algorithm=Free()), *plan.sites[1:])
+    with pytest.raises(ValueError, match="Free.* has no name as text"):
+        _manifest.plan_to_dict(dataclasses.replace(plan, sites=sites))

@@ -27,6 +27,16 @@ def test_a_path_that_no_pattern_matches_is_an_error():
         placed_by((MESH, {"*/kernel": P()}))("a/bias")
 
 
+def test_what_is_not_the_models_is_whole_on_each_device_of_a_mesh():
+    path = "jaxquant/sites/a/kernel#dot/scale"
+    whole = NamedSharding(MESH, P())
+    one = SingleDeviceSharding(jax.devices()[1])
+    assert placed_by((MESH, {"*/kernel": P("x")}))(path) == whole
+    assert placed_by(NamedSharding(MESH, P("x")))(path) == whole
+    assert placed_by(lambda path: NamedSharding(MESH, P("x")))(path) == whole
+    assert placed_by(one)(path) is one and placed_by(None)(path) is None
+
+
 def test_what_is_no_placement_is_an_error():
     with pytest.raises(TypeError):
         placed_by("x")

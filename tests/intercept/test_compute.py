@@ -355,11 +355,12 @@ def test_the_pair_that_holds_the_weight_of_three_operands(subscripts: str):
     np.testing.assert_array_equal(got, model.apply(variables, x))
 
 
-def test_sites_of_these_ops_are_not_observed_and_have_no_entry():
+def test_a_convolution_is_observed_by_its_windows():
     model = nn.Sequential([nn.Conv(4, (3,)), nn.Dense(5)])
     x = inputs(2, 7, 4)
     stats = jq.observe(model, _filled(model, x), [(x,)])
-    assert set(stats) == {"layers_1/kernel#dot"}
+    assert set(stats) == {"layers_0/kernel#conv", "layers_1/kernel#dot"}
+    assert stats["layers_0/kernel#conv"]["peak"].shape == (3 * 4,)
 
 
 def test_what_is_prepared_is_computed_alike():

@@ -52,7 +52,8 @@ def test_observe_sees_what_the_plain_model_multiplies(row):
     for site, seen in expected.items():
         rows = [np.asarray(step).reshape(-1, K) for step in seen]
         want = {
-            "rows": [float(len(r)) for r in rows],
+            "rows": [len(r) for r in rows],
+            "nonfinite": [0 for _ in rows],
             "magnitude": [np.abs(r).sum(0) for r in rows],
             "square": [(r * r).sum(0) for r in rows],
             "peak": [np.abs(r).max(0) for r in rows],

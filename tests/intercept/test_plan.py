@@ -185,3 +185,13 @@ def test_parameters_that_no_site_reads_are_listed_with_what_reads_them():
         "layers_1/bias": "add",
         "layers_1/scale": "mul",
     }
+
+
+def test_digests_of_plans_without_what_came_later_stay_what_they_were():
+    # From before sites had algorithms: checkpoints hold these.
+    wanted = {W8A16: "814b1be882145575", W8A8: "1124705aed92caf2"}
+    wanted[jq.recipes.W4A16_G64] = "65b86fe442c3db71"
+    variables = {"params": {"w": weight(64, K)}}
+    for recipe, digest in wanted.items():
+        model = Applied(jnp.matmul, (64, K))
+        assert jq.plan(model, variables, inputs(4, 64), recipe=recipe).fingerprint == digest

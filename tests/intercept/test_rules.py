@@ -1,9 +1,12 @@
 """Rules and recipes: values that are whole from birth."""
 
+import dataclasses
+
 import pytest
 from exact import W8
 
 import jaxquant as jq
+from jaxquant.ops import Outliers
 
 
 @pytest.mark.parametrize(
@@ -52,3 +55,73 @@ def test_rules_of_weights_and_rules_of_products_pass_each_other_by():
     assert recipe.rule_for("w", "w#dot") is weights
     left = jq.Rule(match="m")
     assert left.matches("m", "m#product", product=True) and left.matches("m", "m#dot")
+
+
+STATIC8 = jq.Scheme(values=jq.INT8, tile=jq.PER_TENSOR)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """An algorithm, or a scaling, as rules know it."""
+
+    name: str = "chosen"
+    observers: tuple = (jq.Gram(),)
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"algorithm": Chosen()}, "has the algorithm .* but no weights"),
+        ({"scaling": Chosen()}, "has the scaling .* but no weights"),
+        ({"algorithm": Chosen(), "products": W8}, "has the algorithm .* but no weights"),
+        ({"weights": W8, "static": True}, "is static but quantizes no activations"),
+        ({"weights": W8, "activations": W8, "static": True}, "scales for each token"),
+        (
+            {
+                "weights": W8,
+                "static": True,
+                "activations": dataclasses.replace(STATIC8, scale=W8),
+            },
+            "hold their scales as codes",
+        ),
+        (
+            {
+                "weights": W8,
+                "static": True,
+                "activations": dataclasses.replace(STATIC8, range=jq.ranges.AbsMean()),
+            },
+            "no observer keeps what the range AbsMean",
+        ),
+        ({"weights": W8, "outliers": Outliers()}, "nothing to keep them from"),
+        (
+            {"weights": W8, "activations": STATIC8, "static": True, "outliers": Outliers()},
+            "leave out one of the two",
+        ),
+        (
+            {
+                "weights": W8,
+                "outliers": Outliers(),
+                "activations": dataclasses.replace(W8, range=jq.MinMax(), zero_point=jq.INT8),
+            },
+            "does not stand for 0",
+        ),
+        (
+            {
+                "weights": W8,
+                "outliers": Outliers(),
+                "activations": jq.Scheme(values=jq.formats.BINARY, tile=jq.PER_CHANNEL),
+            },
+            "does not stand for 0",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(fields, said):
+    with pytest.raises(ValueError, match=f"The rule '\\*' .*{said}"):
+        jq.Rule(match="*", **fields)
+
+
+def test_static_scales_of_the_whole_or_of_channels_are_permitted():
+    for tile in (jq.PER_TENSOR, jq.Tile(contracted=1, kept=None)):
+        scheme = dataclasses.replace(STATIC8, tile=tile)
+        rule = jq.Rule(match="*", weights=W8, activations=scheme, static=True)
+        assert rule.static and hash(rule)

@@ -9,6 +9,7 @@ import pytest
 from exact import Applied, dequantized, inputs, LOWEST, W8, W8A8, W8A16, weight, wrapped
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from states import COLUMNS_A16, quantized, with_state
 
 import jaxquant as jq
 from jaxquant.qarray import leaf_specs
@@ -197,3 +198,37 @@ def test_gradients_to_inputs_pass_through():
 
 def test_the_mesh_has_four_devices():
     assert isinstance(MESH, Mesh) and MESH.size == len(jax.devices()) == DEVICES
+
+
+@pytest.mark.parametrize("name", ["column", "data", "experts"])
+def test_state_of_sites_goes_in_with_the_weight(name):
+    function, x, w, _ = CASES[name]
+    w = weight(*w.shape, contracted=(-1,))
+    model, variables = Applied(function, w.shape), {"params": {"w": w}}
+    plan = jq.plan(model, variables, x, recipe=COLUMNS_A16)
+    tree = with_state(variables, plan)
+    got = jax.jit(wrapped(model, plan).apply)(tree, x)
+    np.testing.assert_array_equal(got, model.apply(variables, x))
+
+
+def test_state_of_inputs_that_devices_share_out_is_refused():
+    function, x, w, _ = CASES["row"]
+    model, variables = Applied(function, w.shape), {"params": {"w": w}}
+    plan = jq.plan(model, variables, x, recipe=COLUMNS_A16)
+    for name in ("smoothing", "permutation"):
+        tree = with_state(variables, plan, names=(name,))
+        with pytest.raises(jq.PlanError, match=f"cuts the inputs of w, and the {name} of w#dot"):
+            jq.wrap(model, plan).apply(tree, x)
+
+
+@pytest.mark.parametrize("name", ["row", "column"])
+def test_one_static_scale_is_every_devices(name):
+    function, x, w, _ = CASES[name]
+    model, variables = Applied(function, w.shape), {"params": {"w": w}}
+    tensor = jq.Scheme(values=jq.INT8, tile=jq.PER_TENSOR)
+    rule = jq.Rule(match="*", weights=W8, activations=tensor, static=True)
+    plan = jq.plan(model, variables, x, recipe=jq.Recipe(name="static", rules=(rule,)))
+    tree = quantized(variables, plan, {"w#dot": {"scale": jnp.ones(1)}})
+    # Whole numbers of at most 4, with a scale of 1: nothing is rounded.
+    got = wrapped(model, plan).apply(tree, x)
+    np.testing.assert_array_equal(got, model.apply(variables, x))

@@ -1,14 +1,18 @@
 """Plans as text."""
 
+import re
+
 import jax
 import pytest
 from exact import inputs, W8, W8A8, W8A16
 from flax import linen as nn
 from linen_models import CASES
+from methods import Informed, Smooth
 
 import jaxquant as jq
 from jaxquant.intercept import SiteAccount
 from jaxquant.intercept._show import site_lines
+from jaxquant.ops import Outliers
 from jaxquant.qarray import WeightError
 
 
@@ -99,3 +103,25 @@ def test_a_weight_without_noise_is_exact():
     assert site_lines((site,), measured=True)[1].split() == [
         *["w#dot", "8x8", "int8", "channel", "12.000", "exact", "*"]
     ]
+
+
+@pytest.mark.parametrize(
+    "added, held",
+    [
+        ({}, "int8 channel / int8 tensor"),
+        ({"algorithm": Informed()}, "int8 channel (informed) / int8 tensor"),
+        (
+            {"algorithm": Informed(), "scaling": Smooth(), "static": True},
+            "int8 channel (smooth, informed) / int8 tensor static",
+        ),
+        ({"outliers": Outliers()}, "int8 channel / int8 tensor below 6"),
+        ({"outliers": Outliers(threshold=2.5)}, "int8 channel / int8 tensor below 2.5"),
+    ],
+)
+def test_what_is_done_beside_rounding_is_told(added, held):
+    tensor = jq.Scheme(values=jq.INT8, tile=jq.PER_TENSOR)
+    rule = jq.Rule(match="*", weights=W8, activations=tensor, **added)
+    model, x = nn.Dense(8), inputs(4, 8)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    plan = jq.plan(model, variables, x, recipe=jq.Recipe(name="r", rules=(rule,)))
+    assert re.search(f"  {re.escape(held)}(  |$)", str(plan), re.MULTILINE)

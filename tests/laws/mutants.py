@@ -261,9 +261,9 @@ MUTANTS = [
         "each_piece_alone",
     ),
     Mutant(
-        "qarray/_qarray.py",
-        "jnp.maximum(values * scale, lowest) + q.offset",
-        "values * scale + q.offset",
+        SCALE,
+        "return jnp.maximum(product, np.finfo(np.float32).min) + term",
+        "return product + term",
         "a product and a sum are fused",
         "qarray/test_qarray.py",
         "centered",

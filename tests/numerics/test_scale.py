@@ -32,9 +32,16 @@ from jaxquant.numerics import (
     RootMeanSquare,
     SharedExponent,
     TERNARY,
+    UINT2,
     UINT4,
 )
-from jaxquant.numerics._scale import asymmetric_scale, symmetric_scale, TINY, zero_point
+from jaxquant.numerics._scale import (
+    asymmetric_scale,
+    offset_by,
+    symmetric_scale,
+    TINY,
+    zero_point,
+)
 from jaxquant.qarray import dequantize, quantize_array, Scheme, Tile
 
 H, M, L, S = Convention.HIGHEST, Convention.MIDDLE, Convention.LOWEST, Convention.SIGNED
@@ -355,3 +362,19 @@ def test_the_error_on_gaussian_numbers_is_the_known_one(convention: Convention |
     moved = np.asarray(dequantize(quantize_array(jnp.asarray(w), scheme))) - w
     error = (moved.astype(np.float64) ** 2).sum() / (w.astype(np.float64) ** 2).sum()
     assert error == pytest.approx(ANCHORS[convention], rel=0.02)
+
+
+def test_a_product_and_a_term_are_rounded_apart():
+    """`1 + 2^-12` squared is `1 + 2^-11` once rounded; less that, 0, and not 2^-24."""
+    x = jnp.full((8,), 1 + 2.0**-12)
+    run = jax.jit(lambda x: offset_by(x * x, -(1 + 2.0**-11) * jnp.ones(8)))
+    np.testing.assert_array_equal(run(x), 0)
+
+
+def test_a_search_knows_zero_points_between_codes():
+    """Three of four codes of a gap of 1 are met, with 0 half a gap from any: nothing is better."""
+    x = jnp.asarray([[-1.5, -0.5, 0.5, 1.5]])
+    rule = MeanSquaredError(base=MinMax())
+    real, _ = asymmetric_scale(x, (1,), rule, UINT2, real_zero=True)
+    code, _ = asymmetric_scale(x, (1,), rule, UINT2)
+    assert float(real[0, 0]) == 1.0 and float(code[0, 0]) < 1.0

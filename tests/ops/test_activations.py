@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 from quantized import normal, same_bits, SCHEMES
 
-from jaxquant.ops import dot, quantize_activation
+from jaxquant.ops import dot, quantize_activation, quantize_static
 from jaxquant.qarray import quantize_array
 
 INT8 = SCHEMES["int8 channel"]
@@ -63,3 +63,21 @@ def test_what_does_not_depend_on_it_may_be_differentiated():
     x = normal(5, 128)
     got = jax.grad(loss)(jnp.float32(2.0), x)
     assert got == pytest.approx(float(loss(jnp.float32(1.0), x)), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["int8 tensor", "e4m3 channel", "int4 zero g64"])
+def test_scales_that_are_known_give_the_codes_that_finding_them_gives(name):
+    x = normal(3, 5, 128)
+    roles = dict(contracted=(-1,), stack=(0,))
+    found = quantize_array(x, SCHEMES[name], **roles)
+    got = quantize_static(x, SCHEMES[name], found.scale, found.zero_point, **roles)
+    assert all(map(same_bits, jax.tree.leaves(got), jax.tree.leaves(found)))
+    assert jax.tree.structure(got) == jax.tree.structure(found)
+
+
+def test_it_is_not_differentiated_with_known_scales_either():
+    q = quantize_array(normal(4, 128), INT8)
+    with pytest.raises(TypeError, match="rounding has no useful gradient"):
+        jax.grad(lambda x: dot(quantize_static(x, INT8, q.scale, contracted=(1,)), W).sum())(
+            normal(4, 128)
+        )

@@ -87,6 +87,8 @@ FITS = {
     # A zero point of 8 bits may be -128, and 7 - (-128) is not an int8.
     "int4 wide zero g32 bfloat16": False,
     "int4 channel": True,
+    # A zero point between two codes leaves no integers.
+    "uint4 real zero g64": False,
 }
 
 

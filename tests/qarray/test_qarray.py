@@ -51,6 +51,8 @@ BYTES = {
     "int3 g32": 96 * 128 + 6 * 128 + 128 * 4,
     "int5 channel": 160 * 128 + 128 * 4,
     "uint4 zero g64": 128 * 128 + 4 * 128 * 4 + 4 * 128 // 2,
+    "uint4 real zero g64": 128 * 128 + 4 * 128 * 2 + 4 * 128 * 2,
+    "int8 real zero channel": 256 * 128 + 128 * 4 + 128 * 2,
     "int6 ragged g100": 192 * 128 + 3 * 128 * 4,
     "e4m3 ragged block": 256 * 128 + 3 * 2 * 2,
     "int4 percentile": 128 * 128 + 4 * 128 * 4,

@@ -9,12 +9,14 @@ from jaxquant.numerics import (
     Convention,
     E4M3,
     E8M0,
+    FLOAT16,
     INT4,
     INT8,
     MinMax,
     NF4,
     Percentile,
     SharedExponent,
+    UINT4,
 )
 from jaxquant.qarray import PER_CHANNEL, PER_TENSOR, Scheme, schemes, Tile, tile_shape
 
@@ -23,6 +25,9 @@ PRINTED = {
     "int8 tensor": Scheme(values=INT8, tile=PER_TENSOR),
     "int4 g64": Scheme(values=INT4, tile=Tile(contracted=64)),
     "int4+zero g64": Scheme(values=INT4, tile=Tile(contracted=64), range=MinMax(), zero_point=INT4),
+    "uint4+float16 zero g64": Scheme(
+        values=UINT4, tile=Tile(contracted=64), range=MinMax(), zero_point=FLOAT16
+    ),
     "e4m3 128x64": Scheme(values=E4M3, tile=Tile(contracted=128, kept=64)),
     "e4m3 1xall": Scheme(values=E4M3, tile=Tile(contracted=1, kept=None)),
     "e4m3 g32, scales e8m0": schemes.MXFP8_E4M3,
@@ -65,6 +70,7 @@ MEANINGLESS = [
     (dict(values=INT8, range=MinMax(), zero_point=INT4), "at least as wide"),
     (dict(values=E4M3, range=MinMax(), zero_point=INT8), "must be integers"),
     (dict(values=INT4, range=MinMax(), zero_point=E4M3), "must be integers"),
+    (dict(values=E4M3, range=MinMax(), zero_point=FLOAT16), "held as FLOAT32, BFLOAT16, FLOAT16"),
     (
         dict(values=E4M3, range=AbsMax(convention=Convention.SIGNED)),
         "mean nothing for E4M3; its range has one, HIGHEST; got SIGNED",

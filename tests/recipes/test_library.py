@@ -36,6 +36,7 @@ WANTED = {
     "w4a16_g64": (INT4, None, None),
     "w4a16_g64_e8": (INT4, None, INT8),
     "w8a8": (INT8, INT8, None),
+    "llm_int8": (INT8, INT8, None),
     "fp8": (E4M3, E4M3, None),
     "mxfp8": (E4M3, E4M3, None),
     "mxfp4": (E2M1, None, None),

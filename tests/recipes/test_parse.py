@@ -8,7 +8,7 @@ import pytest
 
 from jaxquant import recipes
 from jaxquant.intercept import Recipe, Rule
-from jaxquant.numerics import AbsMax, BFLOAT16, Convention, FORMATS, INT4, INT8, MinMax
+from jaxquant.numerics import AbsMax, BFLOAT16, Convention, FLOAT16, FORMATS, INT4, INT8, MinMax
 from jaxquant.qarray import PER_CHANNEL, Scheme, Tile
 
 GOOD = """
@@ -127,7 +127,7 @@ ASYMMETRIC = st.builds(
     values=st.just(INT4),
     tile=st.builds(Tile, contracted=SIZES, kept=SIZES),
     range=st.just(MinMax()),
-    zero_point=st.sampled_from([INT4, INT8]),
+    zero_point=st.sampled_from([INT4, INT8, FLOAT16]),
 )
 SCHEMES = SYMMETRIC | ASYMMETRIC
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))

@@ -84,6 +84,12 @@ SCHEMES: dict[str, Scheme] = {
     "int3 g32": Scheme(values=INT3, tile=G32, scale=Scheme(values=INT6, tile=PER_CHANNEL)),
     "int5 channel": Scheme(values=INT5, tile=PER_CHANNEL),
     "uint4 zero g64": Scheme(values=UINT4, tile=G64, range=MinMax(), zero_point=UINT4),
+    "uint4 real zero g64": Scheme(
+        values=UINT4, tile=G64, range=MinMax(), zero_point=FLOAT16, scale=FLOAT16
+    ),
+    "int8 real zero channel": Scheme(
+        values=INT8, tile=PER_CHANNEL, range=MinMax(), zero_point=BFLOAT16
+    ),
     "int6 ragged g100": Scheme(values=INT6, tile=Tile(contracted=100, ragged=True)),
     "e4m3 ragged block": Scheme(values=E4M3, tile=RAGGED_BLOCK, scale=BFLOAT16),
     "int4 percentile": Scheme(values=INT4, tile=G64, range=Percentile(percent=95.0)),

@@ -19,6 +19,7 @@ from jaxquant.numerics import (
     INT4,
     INT8,
     MinMax,
+    UINT4,
     UINT5,
 )
 from jaxquant.qarray import (
@@ -52,6 +53,10 @@ WEIGHTS = {
     "uint5/zero": (
         (16, 8),
         Scheme(values=UINT5, tile=Tile(contracted=4), range=MinMax(), zero_point=UINT5),
+    ),
+    "uint4/real": (
+        (16, 8),
+        Scheme(values=UINT4, tile=Tile(contracted=8), range=MinMax(), zero_point=BFLOAT16),
     ),
     "e3m2/groups": ((16, 8), Scheme(values=E3M2, tile=Tile(contracted=8))),
     "mxfp4/groups": ((64, 6), schemes.MXFP4),

@@ -14,13 +14,12 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 from ...numerics import BFLOAT16
 from ...qarray import dequantize, QArray, Scheme
-from .._factors import product_dtypes, refuses_centered, refuses_codes, refuses_sum
+from .._factors import exact_codes, product_dtypes, refuses_centered, refuses_codes, refuses_sum
 from ._call import DotCall
 from ._split import contracted_tiles, narrow, scaled_sums
 
@@ -72,7 +71,7 @@ def weight_only(call: DotCall) -> Float[Array, "..."]:
     """One side holds codes; the other sets the dtype that the product is computed in."""
     plain = call.rhs if isinstance(call.lhs, QArray) else call.lhs
     quantized = call.lhs if isinstance(call.lhs, QArray) else call.rhs
-    if not narrow(call) and quantized.scheme.values.exact_in(np.dtype(plain.dtype)):
+    if not narrow(call) and exact_codes(quantized, plain.dtype):
         return scaled_sums(call, (plain.dtype, plain.dtype), jnp.float32)
     return dequantized(call, plain.dtype)
 

@@ -1,0 +1,83 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxquant as jq
+from jaxquant.calibrate._journal import digest_of, Journal
+
+IDENTITY = {"plan": "0123", "data": "4567"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    site: str
+    notes: tuple[str, ...]
+
+
+def results():
+    w = jax.random.normal(jax.random.key(0), (64, 8))
+    narrow = jq.Scheme(values=jq.INT4, tile=jq.Tile(contracted=32), scale=jq.BFLOAT16)
+    return {
+        "b": jq.quantize_array(w, narrow, contracted=(0,)),
+        "a[3]": jq.quantize_array(w, jq.schemes.NVFP4, contracted=(0,)),
+    }
+
+
+def test_a_level_comes_back_bit_for_bit(tmp_path):
+    journal = Journal(tmp_path / "run", IDENTITY, resume=False)
+    written = results()
+    assert not journal.has(3)
+    journal.write(3, written, [Row("a#dot", ("one",))])
+    again = Journal(tmp_path / "run", IDENTITY, resume=True)
+    assert again.has(3) and not again.has(2)
+    structs = jax.eval_shape(results)
+    read = again.read(3, structs)
+    assert jax.tree.structure(read) == jax.tree.structure(written)
+    for a, b in zip(jax.tree.leaves(read), jax.tree.leaves(written), strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    assert again.rows(3) == [{"site": "a#dot", "notes": ["one"]}]
+
+
+def test_another_plan_or_other_data_are_refused(tmp_path):
+    Journal(tmp_path, IDENTITY, resume=False)
+    with pytest.raises(ValueError, match="another data"):
+        Journal(tmp_path, {**IDENTITY, "data": "8"}, resume=True)
+    with pytest.raises(ValueError, match="unfinished calibration. Resume it"):
+        Journal(tmp_path, IDENTITY, resume=False)
+
+
+def test_damage_is_named(tmp_path):
+    journal = Journal(tmp_path, IDENTITY, resume=False)
+    journal.write(0, results(), [])
+    file = tmp_path / "level-00000.npz"
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(jq.CheckpointError, match="level-00000.npz is damaged"):
+        journal.read(0, jax.eval_shape(results))
+    (tmp_path / "calibration.json").write_text(json.dumps(IDENTITY)[:-3])
+    with pytest.raises(jq.CheckpointError, match="calibration.json is damaged"):
+        Journal(tmp_path, IDENTITY, resume=True)
+
+
+def test_other_shapes_are_refused(tmp_path):
+    journal = Journal(tmp_path, IDENTITY, resume=False)
+    journal.write(0, results(), [])
+    wrong = jax.eval_shape(lambda: {"b": results()["a[3]"]})
+    with pytest.raises(jq.CheckpointError, match="damaged"):
+        journal.read(0, wrong)
+    with pytest.raises(jq.CheckpointError, match="damaged"):
+        journal.read(0, jax.eval_shape(lambda: {"c": results()["b"]}))
+
+
+def test_the_digest_tells_values_shapes_and_dtypes_apart():
+    x = jnp.arange(6, dtype=jnp.int32)
+    others = [[(x + 1,)], [(x.reshape(2, 3),)], [(x.astype(jnp.uint32),)], [(x[:3],), (x[3:],)]]
+    digests = {digest_of(batches) for batches in ([(x,)], *others)}
+    # The last holds the same values in two batches; its shapes differ.
+    assert len(digests) == 5
+    assert digest_of([(np.arange(6, dtype=np.int32),)]) == digest_of([(x,)])
+    assert digest_of([(np.float32(1.0),)]) != digest_of([(np.float32(2.0),)])
