@@ -27,6 +27,7 @@ from ._columns import Given, Grid, InTurn, round_columns
 from ._factor import damped_factor
 from ._matrix import Chosen
 from ._panels import Panels, panels
+from ._range_search import check_searchable, RangeSearch, searched
 
 
 class Order(enum.Enum):
@@ -52,7 +53,8 @@ class GPTQ:
     `damping`, times the mean of its diagonal, is added to the diagonal of the Gram matrix; before
     that, entries off the diagonal are multiplied by `1 - shrink`. About `block` columns are rounded
     before the errors of all of them are multiplied at once: it decides nothing but speed.
-    `measured` asks for the losses.
+    `measured` asks for the losses. With a `search` scales are chosen before anything is rounded, by
+    the diagonal of the Gram matrix.
     """
 
     order: Order = Order.STORED
@@ -60,6 +62,7 @@ class GPTQ:
     shrink: float = 0.0
     block: int = 128
     measured: bool = True
+    search: RangeSearch | None = None
     name: str = "gptq"
 
     def __post_init__(self) -> None:
@@ -88,9 +91,11 @@ class GPTQ:
         Stacked weights are taken one after the other. Nothing is compiled twice for one shape.
 
         **Raises:** `ValueError` if the Gram matrix is missing, misshapen or not finite, if the
-        weight is not, or if tiles do not fill its axes.
+        weight is not, if tiles do not fill its axes, or if its scales cannot be searched for.
         """
         gram = _gram_of(w, statistics)
+        if self.search is not None:
+            check_searchable(scheme)
         chosen, health = gptq(w, gram, scheme, self)
         return dataclasses.replace(chosen, notes=_notes(health, self))
 
@@ -134,6 +139,7 @@ def _gptq(
     plain = quantize_array(w, scheme, contracted=(1,))
     # Scales that lie in one range with each other are made before any of them is used.
     given = width >= k or how.order is Order.STATIC or isinstance(scheme.scale, Scheme)
+    given = given or how.search is not None
     runs = panels(k, k if given else width, how.block)
     diagonal = jnp.diagonal(gram)
     mean = diagonal.mean()
@@ -145,8 +151,12 @@ def _gptq(
     )
     values = w if plain.offset is None else w - plain.offset
     columns = _gathered(values.T, places, permutation)
+    held = plain
+    if how.search is not None:
+        scale, zero = searched(w, diagonal + how.damping * mean, scheme, how.search)
+        held = dataclasses.replace(plain, scale=scale, zero_point=zero)
     if given:
-        by: Any = _given(plain, places, permutation, n, rows, width)
+        by: Any = _given(held, places, permutation, n, rows, width)
     else:
         by = _in_turn(runs, scheme, n, rows)
     errors, codes, kept = round_columns(factor, columns, panels=runs, format=scheme.values, by=by)
@@ -156,7 +166,7 @@ def _gptq(
     permuted = how.order is Order.DESCENDING and not given
     codes = codes[slot_of if permuted else own].T
     if given:
-        scale, zero = plain.scale, plain.zero_point
+        scale, zero = held.scale, held.zero_point
     else:
         scale, zero = _parts(
             kept, scheme, permutation if how.order is Order.GROUPED else None, width
