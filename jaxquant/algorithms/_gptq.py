@@ -18,11 +18,11 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
 from ..intercept._observers import Gram
-from ..numerics import encode, Format
+from ..numerics import Format
 from ..numerics._scale import zero_point as zero_point_of
 from ..qarray import dequantize, QArray, quantize_array, Scheme, tile_shape
 from ..qarray._qarray import scale_values, spread
-from ..qarray._quantize import stored_scale, wanted_scale
+from ..qarray._quantize import stored_scale, stored_zero_point, wanted_scale
 from ._columns import Given, Grid, InTurn, round_columns
 from ._factor import damped_factor
 from ._matrix import Chosen
@@ -257,7 +257,8 @@ def _given(
 
     zero = plain.zero_point
     zero = None if zero is None else by_group(zero.astype(jnp.float32))
-    grids = Grid(scale=by_group(scale_values(plain)), zero=zero)
+    real = plain.scheme.real_zero_point
+    grids = Grid(scale=by_group(scale_values(plain)), zero=zero, real=real)
     index = np.maximum(places, 0)
     column = jnp.asarray(index) if permutation is None else permutation[index]
     return Given(grids=grids, of_slot=column // width)
@@ -274,7 +275,7 @@ def _in_turn(runs: Panels, scheme: Scheme, n: int, rows: int) -> InTurn:
         if low is None:
             return held[0], None
         assert scheme.zero_point is not None
-        zero = encode(zero_point_of(low, held, scheme.values), scheme.zero_point)
+        zero = stored_zero_point(zero_point_of(low, held, scheme.values), scheme.zero_point)
         return held[0], zero[0].astype(jnp.float32)
 
     def choose(turn: Any, mended: Float[Array, "s n"]) -> tuple[Grid, Any]:
@@ -292,7 +293,7 @@ def _in_turn(runs: Panels, scheme: Scheme, n: int, rows: int) -> InTurn:
             None if part is None else spread(part[None], (1, rows), (1, n))[0] for part in kept
         )
         assert scale is not None
-        return Grid(scale=scale, zero=zero), kept
+        return Grid(scale=scale, zero=zero, real=scheme.real_zero_point), kept
 
     none = jnp.zeros((runs.groups, tiles), jnp.float32)
     return InTurn(choose=choose, empty=(none, None if scheme.zero_point is None else none))
@@ -311,7 +312,7 @@ def _parts(
     if zero is None:
         return held, None
     assert scheme.zero_point is not None
-    return held, encode(zero.T, scheme.zero_point)
+    return held, stored_zero_point(zero.T, scheme.zero_point)
 
 
 def _gram_of(w: Float[Array, "*stack n k"], statistics: Mapping[str, Any]) -> Any:
