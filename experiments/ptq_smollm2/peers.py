@@ -45,9 +45,7 @@ PEERS = {
         seconds="235",
         rss=2.3,
     ),
-    "sym_gptq_damping": Peer(
-        what="llm-compressor, damping 1e-4", nll=0.368, kl=0.374, windows=128
-    ),
+    "sym_gptq_damping": Peer(what="llm-compressor, damping 1e-4", nll=0.368, kl=0.374, windows=128),
     "asym_gptq": Peer(
         what="llm-compressor, static act-order",
         nll=0.166,
@@ -73,9 +71,7 @@ PEERS = {
     "w8a8_smooth8": Peer(
         what="SmoothQuant 0.8", nll=0.020, kl=0.020, windows=32, seconds="43", rss=1.8
     ),
-    "llm_int8": Peer(
-        what="bitsandbytes, threshold 6", nll=0.015, kl=0.017, seconds="1", rss=1.1
-    ),
+    "llm_int8": Peer(what="bitsandbytes, threshold 6", nll=0.015, kl=0.017, seconds="1", rss=1.1),
     "static": Peer(
         what="static per tensor", nll=0.766, kl=0.820, windows=32, seconds="42-84", rss=1.9
     ),

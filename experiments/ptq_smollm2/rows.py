@@ -61,7 +61,7 @@ class Row:
 
 
 def recipe(name: str, *rules: jq.Rule) -> jq.Recipe:
-    """The rules for linear layers, and none for the embedding and the logits that are tied to it."""
+    """The rules, of linear layers alone: the embedding and the logits tied to it are left."""
     return jq.Recipe(name=name, rules=(jq.Rule(match="*embed*"), *rules))
 
 
@@ -221,5 +221,14 @@ KINDS = (
 
 ROWS = {row.name: row for row in (*FOUR_BITS, *FLOATS, *FEWER_BITS, *EIGHT_BITS, *KINDS)}
 QUICK = ("sym_round", "sym_range", "sym_gptq")
+
+
+def quick(row: Row) -> Row:
+    """The row with 6 of the 30 layers quantized, and the rest left as they are."""
+    rules = tuple(jq.Rule(match=m) for m in ("layers/[6-9]/*", "layers/[12]?/*"))
+    made = dataclasses.replace(row.recipe, rules=(*rules, *row.recipe.rules))
+    return dataclasses.replace(row, recipe=made)
+
+
 SITES = "static_sites"
 """The name of the row that is a table of sites."""

@@ -1,4 +1,4 @@
-"""What one scale for a whole tensor, fixed from calibration data, does to the input of each site."""
+"""What one scale for a whole tensor, fixed from data, does to the input of each site."""
 
 from typing import Any
 
@@ -87,5 +87,3 @@ def _line(name: str, row: dict[str, Any], how: str) -> str:
     peak, percentile = (f"{row[k]:.4g}" for k in ("peak", "percentile"))
     errors = f"{row['error']:.2g} | {row['bulk_error']:.2g}"
     return f"| {name} | {peak} | {percentile} | {errors} | {how} |"
-
-

@@ -25,8 +25,9 @@ class Evaluation:
     the same positions, `top1` the share where both have the same likeliest token.
     `nll_difference` is the model's `nll` less the reference's, `nll_difference_stderr` its standard
     error over windows, which both models share (`None`: one window tells nothing of it).
-    These four, and `kl_per_window`, are `None` without a reference. `seconds` is all the time the scoring took, the
-    reference's and compiling included; `compile_seconds` is the part that went into compiling.
+    These four, and `kl_per_window`, are `None` without a reference. `seconds` is all the time the
+    scoring took, the reference's and compiling included; `compile_seconds` is the part that went
+    into compiling.
     """
 
     nll: float
