@@ -1,4 +1,4 @@
-"""Cases 2 to 6 and 8: calibration and training, of which jaxquant has nothing yet."""
+"""Cases 2 to 6 and 8: calibration and training, of which jaxquant has GPTQ."""
 
 import dataclasses
 
@@ -107,7 +107,6 @@ CALIBRATION_CASES = (
         parts=("int4",),
         inputs=_dense,
         judge=_judge_2,
-        built=False,
     ),
     Case(
         number=3,
@@ -116,7 +115,6 @@ CALIBRATION_CASES = (
         parts=("int4", "int3", "nf4"),
         inputs=_dense,
         judge=_judge_3,
-        built=False,
     ),
     Case(
         number=4,
@@ -125,7 +123,6 @@ CALIBRATION_CASES = (
         parts=("two axes", "experts"),
         inputs=_inputs_4,
         judge=_judge_4,
-        built=False,
     ),
     Case(
         number=5,
@@ -134,7 +131,6 @@ CALIBRATION_CASES = (
         parts=("jit",),
         inputs=_inputs_5,
         judge=_judge_5,
-        built=False,
     ),
     Case(
         number=6,

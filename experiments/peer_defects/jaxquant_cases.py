@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from array_cases import DRAWS
+from calibration_cases import COLUMNS
 from flax import nnx
 from flax_models import bytes_of, make, nested
 
 import jaxquant as jq
-from jaxquant import numerics
+from jaxquant import algorithms, intercept, numerics
+from jaxquant.qarray import is_qarray
 
 Arrays = dict[str, Any]
 INT8 = jq.Scheme(values=jq.INT8, tile=jq.PER_CHANNEL)
@@ -120,8 +123,53 @@ def _bfloat16(part: str, inputs: Arrays) -> Arrays:
     return {"values": values, "scale_dtype": str(q.scale.dtype)}
 
 
+def _gptq_scheme(number: int, part: str) -> jq.Scheme:
+    if number == 2:
+        values = jq.formats.UINT4
+        return jq.Scheme(values=values, tile=jq.PER_CHANNEL, range=jq.MinMax(), zero_point=values)
+    held = {"int3": jq.formats.INT3, "nf4": jq.formats.NF4}.get(part, jq.formats.INT4)
+    return jq.Scheme(values=held, tile=jq.PER_CHANNEL)
+
+
+def _gptq(number: int) -> Callable[[str, Arrays], Arrays]:
+    def run(part: str, inputs: Arrays) -> Arrays:
+        params, x = _split(inputs)
+        model = make(number, part, params)
+        variables = {"params": nested(params)}
+        rule = jq.Rule(match="*", weights=_gptq_scheme(number, part))
+        plan = jq.plan(model, variables, *x, recipe=jq.Recipe(name="gptq", rules=(rule,)))
+        seen = jq.observe(model, variables, [tuple(x)], observers=(intercept.Gram(),))
+        (statistics,) = seen.values()
+        (leaf,) = plan.leaves
+        (w,) = params.values()
+        roles = {"contracted": leaf.contracted, "stack": leaf.stack}
+        matrix = algorithms.as_matrix(jnp.asarray(w), **roles)
+        chosen = algorithms.GPTQ().run(matrix, statistics, leaf.scheme)
+        parts = (chosen.codes, chosen.scale, chosen.zero_point)
+        q = algorithms.assemble(*parts, shape=w.shape, dtype=w.dtype, scheme=leaf.scheme, **roles)
+        # The tree that rounding to nearest gives, with other codes.
+        tree = jq.quantize(variables, plan)
+        tree = jax.tree.map(lambda held: q if is_qarray(held) else held, tree, is_leaf=is_qarray)
+        return {"y": jq.wrap(model, plan).apply(tree, *x)}
+
+    return run
+
+
+def _gptq_compiling(part: str, inputs: Arrays) -> Arrays:
+    scheme = jq.Scheme(values=jq.formats.INT4, tile=jq.PER_CHANNEL)
+    seconds = {}
+    for n in COLUMNS:
+        arrays = jnp.asarray(inputs[f"w{n}"]), jnp.asarray(inputs[str(n)])
+        start = time.perf_counter()
+        algorithms.gptq.lower(*arrays, scheme, algorithms.GPTQ()).compile()
+        seconds[f"seconds {n}"] = time.perf_counter() - start
+    return seconds
+
+
 RUNS: dict[int, Callable[[str, Arrays], Arrays]] = {
     **{number: _model(number) for number in (1, 7, 9, 10, 11, 12, 13, 14)},
+    **{number: _gptq(number) for number in (2, 3, 4)},
+    5: _gptq_compiling,
     15: _named("NVFP4"),
     16: _named(""),
     17: _stochastic,

@@ -225,9 +225,7 @@ def _rows(x: Shaped[Array, "k n"], start: Any, count: int) -> Shaped[Array, "c n
     return lax.dynamic_slice_in_dim(x, start, count)
 
 
-def _placed(
-    x: Shaped[Array, "k n"], part: Shaped[Array, "c n"], start: Any
-) -> Shaped[Array, "k n"]:
+def _placed(x: Shaped[Array, "..."], part: Shaped[Array, "..."], start: Any) -> Any:
     return lax.dynamic_update_slice_in_dim(x, part, start, axis=0)
 
 

@@ -9,6 +9,7 @@ import jax
 
 from ..evaluate import medians, Timing
 from ..models import find_smollm2, open_model
+from ._bench_gptq import cores, gptq_rows, gptq_table, SHAPES
 from ._bench_layer import layer_sides, SHAPE
 from ._bench_quantize import quantize_sides, throughput_rows, throughput_table
 from ._console import bar, check_json, say, show, table, write_json
@@ -23,15 +24,20 @@ from ._sides import (
     wanted_recipes,
 )
 
-BENCHES = ("prefill", "decode", "layer", "quantize")
+BENCHES = ("prefill", "decode", "layer", "quantize", "gptq")
 
 
 def run_bench(arguments: argparse.Namespace) -> None:
     """The command."""
     check_json(arguments.json)
     name, tokens = arguments.name, None
-    if name in ("layer", "quantize") and (arguments.model, arguments.recipe) != (None, None):
+    if name in ("layer", "quantize", "gptq") and (arguments.model, arguments.recipe) != (
+        None,
+        None,
+    ):
         raise ValueError(f"bench {name} has no model and no recipe: it times one weight.")
+    if name == "gptq":
+        return _gptq(arguments)
     if name == "quantize":
         sides = quantize_sides(arguments.size)
         said = f"a weight of {arguments.size}x{arguments.size} in float32 to codes"
@@ -54,6 +60,17 @@ def run_bench(arguments: argparse.Namespace) -> None:
     result = {"bench": name, "what": said, "machine": machine(), "rounds": arguments.rounds}
     result |= {"bytes": 4 * arguments.size**2} if tokens is None else {"tokens": tokens}
     write_json(arguments.json, {**result, "sides": rows})
+
+
+def _gptq(arguments: argparse.Namespace) -> None:
+    with bar("timing") as progress:
+        rows = gptq_rows(SHAPES, rounds=arguments.rounds, progress=progress)
+    said = "seconds for one weight and the Gram matrix of its inputs, int4 in groups of 64"
+    say(f"gptq: {said}; {machine()}, as many threads; medians of {arguments.rounds} rounds in turn")
+    show(gptq_table(rows))
+    say(f"Load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores.")
+    result = {"bench": "gptq", "what": said, "machine": machine(), "threads": cores()}
+    write_json(arguments.json, {**result, "rounds": arguments.rounds, "sides": rows})
 
 
 def _model_sides(arguments: argparse.Namespace) -> tuple[dict[str, Any], int, str]:

@@ -190,11 +190,12 @@ def test_the_factor_is_the_inverse_of_the_papers():
     _, gram = _data()
     h = np.asarray(gram, np.float64) + 0.01 * np.trace(gram) / 64 * np.eye(64)
     factor, _ = damped_factor(gram[::-1, ::-1], jnp.diagonal(gram).mean(), 0.01)
-    ours = np.linalg.inv(np.asarray(factor / jnp.diagonal(factor), np.float64)[::-1, ::-1].T).T
+    unit = np.asarray(factor / jnp.diagonal(factor)[None], np.float64)
+    ours = np.linalg.inv(unit[::-1, ::-1])
     inverse = np.linalg.inv(h)
     for i in range(64):
         # Rows of the recursively eliminated inverse.
-        np.testing.assert_allclose(ours[i:, i], inverse[i, i:] / inverse[i, i], atol=1e-5)
+        np.testing.assert_allclose(ours[i, i:], inverse[i, i:] / inverse[i, i], atol=1e-5)
         inverse = inverse - np.outer(inverse[:, i], inverse[i]) / inverse[i, i]
 
 

@@ -55,7 +55,9 @@ def test_states_come_back_too(tmp_path):
     assert {name: (x.dtype, x.shape) for name, x in read.items()} == {
         name: (x.dtype, x.shape) for name, x in state.items()
     }
-    assert all(np.asarray(read[name]).tobytes() == np.asarray(state[name]).tobytes() for name in state)
+    assert all(
+        np.asarray(read[name]).tobytes() == np.asarray(state[name]).tobytes() for name in state
+    )
 
 
 def test_another_plan_or_other_data_are_refused(tmp_path):
