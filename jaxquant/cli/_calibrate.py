@@ -112,7 +112,8 @@ def calibrated(
         if not isinstance(error, KeyboardInterrupt) or not done:
             raise
         raise KeyboardInterrupt(
-            f"{done} levels are kept in {folder}; the same command with --resume goes on from there"
+            f"finished levels ({done}) are kept in {folder}; the same command with --resume goes "
+            "on from there"
         ) from None
     told_of = {
         "file": str(path),

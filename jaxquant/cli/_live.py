@@ -45,6 +45,8 @@ def live_table(clock: Callable[[], float] = time.perf_counter) -> Iterator[Told]
             if type(row) is not phase:
                 remaining = Remaining(clock()) if phase is not None else remaining
                 phase = type(row)
+                if level > 1:
+                    out.print(f"levels 1 to {level - 1} were done before", markup=False)
                 out.print(header(row), markup=False)
             left = time_text(remaining(block(row), level, levels, clock()))
             for line in lines(row, left):
