@@ -20,7 +20,7 @@ from ..algorithms import (
     static_observers,
     static_scale,
 )
-from ..intercept import MarkedSite, Peak, Plan, Root, SitePlan, Step
+from ..intercept import Drift, MarkedSite, Peak, Plan, Root, SitePlan, Step
 from ..ops import OutlierWeights
 from ..qarray import abstract_qarray, dequantize, QArray
 from ._compiled import Programs
@@ -121,6 +121,7 @@ class Quantization:
             observers=self.observers,
             effective=self.effective,
             narrow=self.settings.narrow,
+            twin=self._needs_twin(),
         )
         walk.check_reached({s.site: s.path for s in self.plan.sites if needs_data(s)})
         journal, count = self.journal, len(walk.segments)
@@ -134,6 +135,13 @@ class Quantization:
                 self._level(index, count, segment, statistics, time.perf_counter() - start)
             start = time.perf_counter()
         return walk.programs
+
+    def _needs_twin(self) -> bool:
+        """Whether an algorithm wants to know how inputs depart from those of the float model."""
+        if self.settings.inputs is Inputs.FLOAT:
+            return False
+        algorithms = (site.algorithm for site in self.plan.sites)
+        return any(isinstance(o, Drift) for a in algorithms if a is not None for o in a.observers)
 
     def wanted(self, mark: MarkedSite) -> bool:
         site = self.plan.by_site.get(mark.site)
