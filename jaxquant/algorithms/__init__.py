@@ -26,5 +26,6 @@ from ._matrix import (
     matrix_tile as matrix_tile,
 )
 from ._nearest import nearest as nearest, quantize as quantize
+from ._range_search import RangeSearch as RangeSearch
 from ._smoothquant import smoothed_losses as smoothed_losses, SmoothQuant as SmoothQuant
 from ._static import static_observers as static_observers, static_scale as static_scale

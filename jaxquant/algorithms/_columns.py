@@ -21,6 +21,7 @@ from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from ..numerics import as_bytes, decode, encode, Format
+from ..numerics._scale import offset_by
 from ._panels import Panels
 
 _CHUNK = 512
@@ -33,11 +34,12 @@ _EXACT = lax.Precision.HIGHEST
 class Grid:
     """What codes stand for: `(value - zero) * scale`, of one column or, stacked, of several.
 
-    `zero` is a code in float32, or `None`.
+    `zero` is a code in float32, or `None`; `real` says that it may lie between two codes.
     """
 
     scale: Any
     zero: Any
+    real: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def nearest(
         self, w: Float[Array, " n"], format: Format
@@ -49,7 +51,8 @@ class Grid:
         lost = self.scale == 0
         shifted = w * jnp.where(lost, 0.0, 1.0 / jnp.where(lost, 1.0, self.scale))
         if self.zero is not None:
-            shifted = jnp.round(shifted) + self.zero
+            whole = not self.real
+            shifted = jnp.round(shifted) + self.zero if whole else offset_by(shifted, self.zero)
         if format.integer:
             # By way of an integer of 4 bits this is several times slower on a CPU.
             values = jnp.round(jnp.clip(shifted, format.lowest, format.highest))

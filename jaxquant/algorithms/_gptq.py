@@ -17,16 +17,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
-from ..intercept._observers import Gram
-from ..numerics import encode, Format
+from ..intercept._observers import Drift, Gram
+from ..numerics import Format
 from ..numerics._scale import zero_point as zero_point_of
 from ..qarray import dequantize, QArray, quantize_array, Scheme, tile_shape
 from ..qarray._qarray import scale_values, spread
-from ..qarray._quantize import stored_scale, wanted_scale
+from ..qarray._quantize import stored_scale, stored_zero_point, wanted_scale
 from ._columns import Given, Grid, InTurn, round_columns
-from ._factor import damped_factor
+from ._factor import damped_factor, made_up
 from ._matrix import Chosen
 from ._panels import Panels, panels
+from ._range_search import check_searchable, RangeSearch, searched
 
 
 class Order(enum.Enum):
@@ -52,7 +53,14 @@ class GPTQ:
     `damping`, times the mean of its diagonal, is added to the diagonal of the Gram matrix; before
     that, entries off the diagonal are multiplied by `1 - shrink`. About `block` columns are rounded
     before the errors of all of them are multiplied at once: it decides nothing but speed.
-    `measured` asks for the losses.
+    `measured` asks for the losses. With a `search` scales are chosen before anything is rounded, by
+    the diagonal of the Gram matrix.
+
+    With a `correction` above 0, weights also make up for what earlier levels did to their inputs
+    (QEP, Arai and Ichikawa 2025, arXiv:2504.09629): they are rounded to `w + correction * w d (gram
+    + damping)^-1`, where `d` is the `Drift` of the inputs. 1 is the least squares answer on the
+    calibration data; less of it holds better on other data. It costs a pass of the float model
+    beside the other one.
     """
 
     order: Order = Order.STORED
@@ -60,6 +68,8 @@ class GPTQ:
     shrink: float = 0.0
     block: int = 128
     measured: bool = True
+    search: RangeSearch | None = None
+    correction: float = 0.0
     name: str = "gptq"
 
     def __post_init__(self) -> None:
@@ -69,12 +79,14 @@ class GPTQ:
             raise ValueError(
                 f"Shrinkage goes from 0 (the Gram matrix) to 1 (its diagonal); got {self.shrink}."
             )
+        if not 0 <= self.correction <= 1:
+            raise ValueError(f"A correction goes from 0 (none) to 1; got {self.correction}.")
         if self.block < 1:
             raise ValueError(f"A block has at least 1 column; got {self.block}.")
 
     @property
-    def observers(self) -> tuple[Gram, ...]:
-        return (Gram(),)
+    def observers(self) -> tuple[Gram | Drift, ...]:
+        return (Gram(), Drift()) if self.correction else (Gram(),)
 
     def run(
         self,
@@ -88,11 +100,17 @@ class GPTQ:
         Stacked weights are taken one after the other. Nothing is compiled twice for one shape.
 
         **Raises:** `ValueError` if the Gram matrix is missing, misshapen or not finite, if the
-        weight is not, or if tiles do not fill its axes.
+        weight is not, if tiles do not fill its axes, or if its scales cannot be searched for.
         """
         gram = _gram_of(w, statistics)
-        chosen, health = gptq(w, gram, scheme, self)
-        return dataclasses.replace(chosen, notes=_notes(health, self))
+        if self.search is not None:
+            check_searchable(scheme)
+        drift = statistics.get("drift") if self.correction else None
+        chosen, health = gptq(w, gram, scheme, self, drift)
+        notes = _notes(health, self)
+        if self.correction and drift is None:
+            notes += ("what earlier levels did to its inputs is not known, and not made up for",)
+        return dataclasses.replace(chosen, notes=notes)
 
 
 @jax.tree_util.register_dataclass
@@ -100,9 +118,8 @@ class GPTQ:
 class Health:
     """How it went, for each entry of the stack.
 
-    `damping` is what was used, infinite where none made the Gram matrix positive definite;
-    `dead` counts columns whose inputs were all 0.
-    """
+    `damping` that was used is infinite where none made the Gram matrix positive definite; `dead`
+    counts columns whose inputs were all 0."""
 
     weight_finite: Any
     gram_finite: Any
@@ -112,28 +129,41 @@ class Health:
 
 @functools.partial(jax.jit, static_argnames=("scheme", "how"))
 def gptq(
-    w: Float[Array, "*stack n k"], gram: Float[Array, "*stack k k"], scheme: Scheme, how: GPTQ
+    w: Float[Array, "*stack n k"],
+    gram: Float[Array, "*stack k k"],
+    scheme: Scheme,
+    how: GPTQ,
+    drift: Float[Array, "*stack k k"] | None = None,
 ) -> tuple[Chosen, Health]:
     """What `GPTQ.run` computes, as a pure function: for use in `jit`, without any check."""
     one = functools.partial(_gptq, scheme=scheme, how=how)
     if w.ndim == 2:
-        return one(w, gram)
+        return one(w, gram, drift)
     stack = w.shape[:-2]
-    flat = (w.reshape(-1, *w.shape[-2:]), gram.reshape(-1, *gram.shape[-2:]))
-    found = lax.map(lambda pair: one(*pair), flat)
+    given = (w, gram) if drift is None else (w, gram, drift)
+    flat = tuple(x.reshape(-1, *x.shape[-2:]) for x in given)
+    found = lax.map(lambda each: one(*each), flat)
     return jax.tree.map(lambda x: x.reshape(*stack, *x.shape[1:]), found)
 
 
 def _gptq(
-    w: Float[Array, "n k"], gram: Float[Array, "k k"], *, scheme: Scheme, how: GPTQ
+    w: Float[Array, "n k"],
+    gram: Float[Array, "k k"],
+    drift: Float[Array, "k k"] | None = None,
+    *,
+    scheme: Scheme,
+    how: GPTQ,
 ) -> tuple[Chosen, Health]:
     n, k = w.shape
     w = w.astype(jnp.float32)
     gram = gram.astype(jnp.float32)
     rows, width = tile_shape((n, k), scheme.tile, contracted=(1,))
+    if drift is not None:
+        w = w + np.float32(how.correction) * made_up(w, gram, drift, how.damping)
     plain = quantize_array(w, scheme, contracted=(1,))
     # Scales that lie in one range with each other are made before any of them is used.
     given = width >= k or how.order is Order.STATIC or isinstance(scheme.scale, Scheme)
+    given = given or how.search is not None
     runs = panels(k, k if given else width, how.block)
     diagonal = jnp.diagonal(gram)
     mean = diagonal.mean()
@@ -145,8 +175,12 @@ def _gptq(
     )
     values = w if plain.offset is None else w - plain.offset
     columns = _gathered(values.T, places, permutation)
+    held = plain
+    if how.search is not None:
+        scale, zero = searched(w, diagonal + how.damping * mean, scheme, how.search)
+        held = dataclasses.replace(plain, scale=scale, zero_point=zero)
     if given:
-        by: Any = _given(plain, places, permutation, n, rows, width)
+        by: Any = _given(held, places, permutation, n, rows, width)
     else:
         by = _in_turn(runs, scheme, n, rows)
     errors, codes, kept = round_columns(factor, columns, panels=runs, format=scheme.values, by=by)
@@ -156,7 +190,7 @@ def _gptq(
     permuted = how.order is Order.DESCENDING and not given
     codes = codes[slot_of if permuted else own].T
     if given:
-        scale, zero = plain.scale, plain.zero_point
+        scale, zero = held.scale, held.zero_point
     else:
         scale, zero = _parts(
             kept, scheme, permutation if how.order is Order.GROUPED else None, width
@@ -247,7 +281,8 @@ def _given(
 
     zero = plain.zero_point
     zero = None if zero is None else by_group(zero.astype(jnp.float32))
-    grids = Grid(scale=by_group(scale_values(plain)), zero=zero)
+    real = plain.scheme.real_zero_point
+    grids = Grid(scale=by_group(scale_values(plain)), zero=zero, real=real)
     index = np.maximum(places, 0)
     column = jnp.asarray(index) if permutation is None else permutation[index]
     return Given(grids=grids, of_slot=column // width)
@@ -264,7 +299,7 @@ def _in_turn(runs: Panels, scheme: Scheme, n: int, rows: int) -> InTurn:
         if low is None:
             return held[0], None
         assert scheme.zero_point is not None
-        zero = encode(zero_point_of(low, held, scheme.values), scheme.zero_point)
+        zero = stored_zero_point(zero_point_of(low, held, scheme.values), scheme.zero_point)
         return held[0], zero[0].astype(jnp.float32)
 
     def choose(turn: Any, mended: Float[Array, "s n"]) -> tuple[Grid, Any]:
@@ -282,7 +317,7 @@ def _in_turn(runs: Panels, scheme: Scheme, n: int, rows: int) -> InTurn:
             None if part is None else spread(part[None], (1, rows), (1, n))[0] for part in kept
         )
         assert scale is not None
-        return Grid(scale=scale, zero=zero), kept
+        return Grid(scale=scale, zero=zero, real=scheme.real_zero_point), kept
 
     none = jnp.zeros((runs.groups, tiles), jnp.float32)
     return InTurn(choose=choose, empty=(none, None if scheme.zero_point is None else none))
@@ -301,7 +336,7 @@ def _parts(
     if zero is None:
         return held, None
     assert scheme.zero_point is not None
-    return held, encode(zero.T, scheme.zero_point)
+    return held, stored_zero_point(zero.T, scheme.zero_point)
 
 
 def _gram_of(w: Float[Array, "*stack n k"], statistics: Mapping[str, Any]) -> Any:

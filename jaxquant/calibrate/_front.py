@@ -79,13 +79,16 @@ def calibrate(
         journal = Journal(Path(out), identity, resume=resume)
     scalings: list[Scaled] = []
     unscaled: tuple[str, ...] = ()
+    unfolded: dict[tuple[str, Root], Any] = {}
     with Store(settings.memory, out) as store:
         if any(site.scaling is not None for site in plan.sites):
             scaling = Scaling(plan, model, variables, data, store, settings, progress)
             variables = scaling.run()
             scalings, unscaled = scaling.rows, scaling.without_fold
+            unfolded = scaling.unfolded
         known = parameters(unstamped(variables)[0])
         run = Quantization(plan, known, settings, journal, progress)
+        run.smooth(unfolded)
         programs = run.run(model, variables, data, store)
     by_path: dict[str, dict[Root, QArray]] = {}
     for root, q in run.results.items():

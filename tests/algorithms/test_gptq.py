@@ -34,6 +34,9 @@ BLOCKS = Scheme(values=INT4, tile=Tile(contracted=32, kept=4), range=HIGHEST)
 RAGGED_BLOCKS = Scheme(values=INT4, tile=Tile(contracted=28, kept=7, ragged=True), range=HIGHEST)
 MSE = Scheme(values=INT3, tile=Tile(contracted=32), range=MeanSquaredError(base=HIGHEST))
 CENTERED = Scheme(values=INT4, tile=Tile(contracted=32), range=HIGHEST, centered=True)
+REAL_ZERO = Scheme(
+    values=UINT4, tile=Tile(contracted=32), range=MinMax(), zero_point=jq.formats.FLOAT16
+)
 SAME = 0.999
 """Share of codes that have to agree. A value within a float32 rounding of the middle between two
 codes goes either way, and then changes a few others."""
@@ -334,6 +337,7 @@ def test_it_is_compiled_once_a_shape():
         CENTERED,
         RAGGED,
         RAGGED_BLOCKS,
+        REAL_ZERO,
     ],
     ids=str,
 )
