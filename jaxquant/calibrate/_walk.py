@@ -11,6 +11,7 @@ import numpy as np
 from ..intercept import Count, Graph, MarkedSite, PlanError, Root, Step, trace
 from ..intercept._variables import parameters, unstamped
 from ._compiled import in_segment, Programs, Watch
+from ._devices import leaves_of, Round
 from ._segments import cut, marked, moving_side, Segment
 from ._store import Store
 
@@ -42,7 +43,12 @@ class Walk:
         self.model = model
         self.variables, _ = unstamped(variables)
         self.known = parameters(self.variables)
-        self.batches = batches
+        devices = programs.devices
+        self.batches = (
+            [Round(like=batch, leaves=leaves_of(batch)) for batch in batches]
+            if devices is None
+            else devices.rounds(batches)
+        )
         self.store = store
         self.programs = programs
         self.narrow = narrow
@@ -50,7 +56,7 @@ class Walk:
         self._observers = observers
         self._effective = effective
         self._graphs: dict[Any, tuple[Graph, tuple[Segment, ...]]] = {}
-        self._cut = [self._graph(batch) for batch in batches]
+        self._cut = [self._graph(batch.like) for batch in self.batches]
 
     @property
     def graph(self) -> Graph:
@@ -92,7 +98,7 @@ class Walk:
         **Raises:** `ValueError` naming the sites whose inputs are not finite.
         """
         for number, (graph, _) in enumerate(self._cut):
-            for value, leaf in zip(graph.arguments, _arrays(self.batches[number]), strict=True):
+            for value, leaf in zip(graph.arguments, self.batches[number].leaves, strict=True):
                 self.store.put(value, number, leaf)
         for index, segment in enumerate(self.segments):
             groups = self._groups(segment) if watched(index) else []
@@ -135,7 +141,8 @@ class Walk:
                 self.store.put(value, number, array)
             for value in segment.done:
                 self.store.drop(value, number)
-            totals = _merged(observers, totals, stats) if totals else stats
+            for each in self._apart(stats, number):
+                totals = _merged(observers, totals, each) if totals else each
         for (_, steps), stats in zip(groups, totals, strict=True):
             _check_finite(steps, stats)
         return {
@@ -143,6 +150,10 @@ class Walk:
             for (_, steps), stats in zip(groups, totals, strict=True)
             for step in steps
         }
+
+    def _apart(self, stats: list[Statistics], number: int) -> list[list[Statistics]]:
+        devices = self.programs.devices
+        return [stats] if devices is None else devices.apart(stats, self.batches[number].count)
 
     def fixed(self, part: Any, effective: Callable[[Root], Any] | None = None) -> dict[int, Any]:
         """Parameters, other variables and constants that a part reads, as arrays."""
@@ -156,11 +167,8 @@ class Walk:
                 fixed[value] = jnp.asarray(part.graph.constants[value])
             elif value in part.graph.variables:
                 fixed[value] = leaves[part.graph.variables[value]]
-        return fixed
-
-
-def _arrays(batch: tuple[Any, ...]) -> list[Any]:
-    return [jnp.asarray(x) for x in jax.tree.leaves(batch)]
+        devices = self.programs.devices
+        return fixed if devices is None else {v: devices.everywhere(x) for v, x in fixed.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
