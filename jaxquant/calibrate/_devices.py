@@ -69,9 +69,7 @@ class Devices:
             if whole or _shapes(runs[-1][0]) != _shapes(batch):
                 runs.append([])
             runs[-1].append(batch)
-        return [
-            Round(like=run[0], leaves=self._together(run), count=len(run)) for run in runs
-        ]
+        return [Round(like=run[0], leaves=self._together(run), count=len(run)) for run in runs]
 
     def _together(self, run: list[Batch]) -> list[Any]:
         filled = [leaves_of(b) for b in (*run, *[run[-1]] * (self.count - len(run)))]
@@ -138,7 +136,7 @@ def _shapes(batch: Batch) -> Any:
 
 
 def in_units(batches: Sequence[Batch], unit: int) -> list[Batch]:
-    """Batches of `unit` windows, the leading axis of each array; what is left over is a smaller one.
+    """Batches of `unit` windows, the leading axis of each array; what is left over is smaller.
 
     **Raises:** `ValueError` for a unit below 1, or arrays without such an axis.
     """
