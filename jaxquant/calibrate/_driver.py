@@ -26,7 +26,7 @@ from ..qarray import dequantize, QArray
 from ._compiled import Programs
 from ._devices import Devices, local
 from ._journal import Journal
-from ._results import Results
+from ._results import ALWAYS, Results
 from ._roots import replaced, root_array, RootPlan
 from ._segments import marked, Segment
 from ._store import Store
@@ -162,7 +162,7 @@ class Quantization:
             w = root_array(self.known, root)
             matrix = as_matrix(w, **roles).astype(jnp.float32) * s[..., None, :]
             scaled = from_matrix(matrix, planned.shape, **roles).astype(w.dtype)
-            self.results[root] = nearest(scaled, planned.leaf.scheme, **roles)
+            self.results.put(ALWAYS, {root: nearest(scaled, planned.leaf.scheme, **roles)})
             self.states.setdefault(name, {})[root] = {"smoothing": s}
 
     def _needs_twin(self) -> bool:
