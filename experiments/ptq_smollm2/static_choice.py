@@ -78,7 +78,11 @@ def main() -> None:
         quantized = jq.wrap(model.model, plan, jq.prepare(made.qvariables, plan))
         windows = np.concatenate(list(held.values()))
         kl = np.asarray(score(quantized, windows, against=plain).kl_per_window)
-        print(f"{name:24s}", *(f"{k} {v.mean():.4f}" for k, v in zip(held, (kl[:4], kl[4:]), strict=True)), flush=True)
+        print(
+            f"{name:24s}",
+            *(f"{k} {v.mean():.4f}" for k, v in zip(held, (kl[:4], kl[4:]), strict=True)),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
