@@ -12,6 +12,7 @@ RATIOS = {
     ("sym_range", "sym_round"): 0.9,
     ("sym_gptq", "sym_round"): 0.6,
     ("sym_gptq", "sym_range"): 0.95,
+    ("sym_gptq_qep", "sym_gptq"): 1.0,
     ("asym_range", "asym_round"): 1.0,
     ("asym_gptq", "asym_round"): 0.8,
     ("awq", "asym_round"): 0.9,

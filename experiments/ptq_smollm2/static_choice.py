@@ -48,14 +48,18 @@ def candidate(
 EIGHT = (*SINKS, 27, 29)
 ELEVEN = (*EIGHT, 6, 13, 17)
 CANDIDATES = {
+    "0.5, 8 layers": candidate(EIGHT, 0.5),
+    "0.6, 8 layers": candidate(EIGHT, 0.6),
+    "0.4, 8 layers": candidate(EIGHT, 0.4),
+    "0.5, 11 layers": candidate(ELEVEN, 0.5),
+    "0.5, 6 layers": candidate(SINKS, 0.5),
+    "0.6, 11 layers": candidate(ELEVEN, 0.6),
+    "0.8, 6 layers": candidate(SINKS),
+    "0.8, 8 layers": candidate(EIGHT),
     "0.8, 11 layers": candidate(ELEVEN),
     "0.8, 15 layers": candidate((*ELEVEN, 7, 8, 21, 25)),
-    "0.6, 11 layers": candidate(ELEVEN, 0.6),
     "0.8, all layers": candidate(tuple(range(30))),
-    "0.8, 8 layers": candidate(EIGHT),
-    "0.8, 6 layers": candidate(SINKS),
     "0.8, 8 layers, 99.999%": candidate(EIGHT, scheme=PERCENTILE),
-    "not smoothed, 11 layers": candidate(ELEVEN, None),
 }
 
 
