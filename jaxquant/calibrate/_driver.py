@@ -22,9 +22,11 @@ from ..algorithms import (
 )
 from ..intercept import Drift, MarkedSite, Peak, Plan, PlanError, Root, SitePlan, Step
 from ..ops import OutlierWeights
-from ..qarray import abstract_qarray, dequantize, QArray
+from ..qarray import dequantize, QArray
 from ._compiled import Programs
+from ._devices import Devices, local
 from ._journal import Journal
+from ._results import ALWAYS, Results
 from ._roots import replaced, root_array, RootPlan
 from ._segments import marked, Segment
 from ._store import Store
@@ -49,13 +51,16 @@ class Settings:
     `memory` bounds the bytes of activations held in memory; more of them go to files. `narrow` is
     a dtype in which sites multiply while calibrating, with sums in float32 (`None`: as the model
     does). Experts that saw fewer rows than `least_share` of what an expert saw on average are
-    rounded to nearest. `sample` is on how many batches scalings compare the outputs of a block.
+    rounded to nearest. `unit` is how many windows, the leading axis of a batch's arrays, a device
+    runs at once: then codes are the same to the bit on any number of devices (`None`: batches as
+    they come). `sample` is on how many batches scalings compare the outputs of a block.
     """
 
     inputs: Inputs = Inputs.QUANTIZED
     memory: int = 4 << 30
     narrow: Any = None
     least_share: float = 0.05
+    unit: int | None = None
     sample: int = 2
 
 
@@ -93,13 +98,15 @@ class Quantization:
         settings: Settings,
         journal: Journal | None,
         progress: Callable[[CalibratedSite, int, int], None] | None,
+        devices: Devices | None = None,
     ):
         self.plan = plan
         self.known = known
         self.settings = settings
         self.journal = journal
         self.progress = progress
-        self.results: dict[Root, QArray] = {}
+        self.devices = devices
+        self.results = Results(plan, journal)
         self.states: dict[str, dict[Root, State]] = {}
         self.rows: list[CalibratedSite] = []
 
@@ -116,7 +123,7 @@ class Quantization:
             variables,
             batches,
             store,
-            Programs(),
+            Programs(self.devices),
             wanted=self.wanted,
             observers=self.observers,
             effective=self.effective,
@@ -133,6 +140,7 @@ class Quantization:
                 self._read(index, segment)
             else:
                 self._level(index, count, segment, statistics, time.perf_counter() - start)
+            self.results.finish(index)
             start = time.perf_counter()
         return walk.programs
 
@@ -154,7 +162,7 @@ class Quantization:
             w = root_array(self.known, root)
             matrix = as_matrix(w, **roles).astype(jnp.float32) * s[..., None, :]
             scaled = from_matrix(matrix, planned.shape, **roles).astype(w.dtype)
-            self.results[root] = nearest(scaled, planned.leaf.scheme, **roles)
+            self.results.put(ALWAYS, {root: nearest(scaled, planned.leaf.scheme, **roles)})
             self.states.setdefault(name, {})[root] = {"smoothing": s}
 
     def _needs_twin(self) -> bool:
@@ -184,7 +192,7 @@ class Quantization:
         passed: float,
     ) -> None:
         rows: list[CalibratedSite] = []
-        written: dict[str, QArray] = {}
+        written: dict[Root, QArray] = {}
         states: list[tuple[str, Root, State]] = []
         for step in segment.sites:
             site, root = marked(step).site, marked(step).root
@@ -193,11 +201,10 @@ class Quantization:
             planned = RootPlan(leaf=self.plan.by_path[root.path], root=root)
             w = root_array(self.known, root)
             state = self._state(self.plan.by_site[site], planned, w, found)
-            if root not in self.results:
+            if root not in self.results and root not in written:
                 q, more, row = self._choose(step, planned, w, found)
                 state |= more
-                self.results[root] = q
-                written[str(root)] = q
+                written[root] = q
                 seconds = time.perf_counter() - began + passed / len(segment.sites)
                 rows.append(dataclasses.replace(row, seconds=seconds))
                 if self.progress is not None:
@@ -206,8 +213,10 @@ class Quantization:
                 self.states.setdefault(site, {})[root] = state
                 states.append((site, root, state))
         self.rows += rows
+        self.results.put(index, written)
         if self.journal is not None:
-            self.journal.write(index, written, rows, states)
+            named = {str(root): q for root, q in written.items()}
+            self.journal.write(index, named, rows, states)
 
     def _choose(
         self, step: Step, planned: RootPlan, w: Any, statistics: Statistics
@@ -221,8 +230,12 @@ class Quantization:
         q, state = plain, {}
         rows = np.asarray(statistics["count"]["rows"])
         matrix = as_matrix(w, **roles).astype(jnp.float32)
+        if self.devices is not None:
+            matrix = self.devices.by_rows(matrix)
         if algorithm is not None:
             chosen = algorithm.run(matrix, statistics, scheme)
+            if self.devices is not None:
+                chosen = local(chosen)
             notes = tuple(chosen.notes)
             if chosen.permutation is not None:
                 state = {"permutation": chosen.permutation}
@@ -308,20 +321,9 @@ class Quantization:
         return dequantize(nearest(w, planned.leaf.scheme, **roles))
 
     def _read(self, index: int, segment: Segment) -> None:
-        assert self.journal is not None
-        roots = {marked(step).root for step in segment.sites} - set(self.results)
-        structs = {}
-        for root in roots:
-            planned = RootPlan(leaf=self.plan.by_path[root.path], root=root)
-            structs[str(root)] = abstract_qarray(
-                planned.shape,
-                np.dtype(planned.leaf.dtype),
-                planned.leaf.scheme,
-                contracted=planned.contracted,
-                stack=planned.stack,
-            )
-        held, rows, states = self.journal.read(index, structs)
-        self.results |= {root: jax.tree.map(jnp.asarray, held[str(root)]) for root in roots}
+        roots = [r for r in {marked(s).root for s in segment.sites} if r not in self.results]
+        held, rows, states = self.results.read(index, roots)
+        self.results.put(index, held)
         for site, root, state in states:
             self.states.setdefault(site, {})[root] = jax.tree.map(jnp.asarray, state)
         self.rows += [CalibratedSite(**{**row, "notes": tuple(row["notes"])}) for row in rows]

@@ -28,6 +28,7 @@ from ..algorithms import (
 from ..intercept import find_folds, Fold, mean_magnitude, Plan, PlanError, Root, Step, tie
 from ..qarray import Scheme
 from ._compiled import Programs
+from ._devices import Devices
 from ._driver import Settings
 from ._roots import root_array, RootPlan
 from ._segments import marked, moving_side, Part, part_of, Segment
@@ -63,6 +64,7 @@ class Scaling:
         store: Store,
         settings: Settings,
         progress: Callable[[Scaled, int, int], None] | None = None,
+        devices: Devices | None = None,
     ):
         self.plan = plan
         self.settings = settings
@@ -75,7 +77,7 @@ class Scaling:
             variables,
             batches,
             store,
-            Programs(),
+            Programs(devices),
             wanted=lambda mark: self._scaling(mark.site) is not None,
             observers=lambda mark: tuple(self._scaling(mark.site).observers),  # type: ignore
             effective=lambda root: root_array(self.walk.known, root),

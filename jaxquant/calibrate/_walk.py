@@ -11,6 +11,7 @@ import numpy as np
 from ..intercept import Count, Drift, Graph, MarkedSite, PlanError, Root, Step, trace
 from ..intercept._variables import parameters, unstamped
 from ._compiled import in_segment, Programs, Watch
+from ._devices import leaves_of, Round
 from ._roots import root_array
 from ._segments import cut, marked, moving_side, Segment
 from ._store import Store
@@ -45,7 +46,12 @@ class Walk:
         self.model = model
         self.variables, _ = unstamped(variables)
         self.known = parameters(self.variables)
-        self.batches = batches
+        devices = programs.devices
+        self.batches = (
+            [Round(like=batch, leaves=leaves_of(batch)) for batch in batches]
+            if devices is None
+            else devices.rounds(batches)
+        )
         self.store = store
         self.programs = programs
         self.narrow = narrow
@@ -54,7 +60,7 @@ class Walk:
         self._observers = observers
         self._effective = effective
         self._graphs: dict[Any, tuple[Graph, tuple[Segment, ...]]] = {}
-        self._cut = [self._graph(batch) for batch in batches]
+        self._cut = [self._graph(batch.like) for batch in self.batches]
 
     @property
     def graph(self) -> Graph:
@@ -96,7 +102,7 @@ class Walk:
         **Raises:** `ValueError` naming the sites whose inputs are not finite.
         """
         for number, (graph, _) in enumerate(self._cut):
-            for value, leaf in zip(graph.arguments, _arrays(self.batches[number]), strict=True):
+            for value, leaf in zip(graph.arguments, self.batches[number].leaves, strict=True):
                 self.store.put(value, number, leaf)
                 if self.twin:
                     self.store.put(_twin(value), number, leaf)
@@ -152,7 +158,8 @@ class Walk:
                 self.store.put(value, number, array)
             for value in segment.done:
                 self.store.drop(value, number)
-            totals = _merged(observers, totals, stats) if totals else stats
+            for each in self._apart(stats, number):
+                totals = _merged(observers, totals, each) if totals else each
         for (_, steps), stats in zip(groups, totals, strict=True):
             _check_finite(steps, stats)
         return {
@@ -189,6 +196,10 @@ class Walk:
     def _plain(self, root: Root) -> Any:
         return root_array(self.known, root)
 
+    def _apart(self, stats: list[Statistics], number: int) -> list[list[Statistics]]:
+        devices = self.programs.devices
+        return [stats] if devices is None else devices.apart(stats, self.batches[number].count)
+
     def fixed(self, part: Any, effective: Callable[[Root], Any] | None = None) -> dict[int, Any]:
         """Parameters, other variables and constants that a part reads, as arrays."""
         effective = effective or self._effective
@@ -201,16 +212,13 @@ class Walk:
                 fixed[value] = jnp.asarray(part.graph.constants[value])
             elif value in part.graph.variables:
                 fixed[value] = leaves[part.graph.variables[value]]
-        return fixed
+        devices = self.programs.devices
+        return fixed if devices is None else {v: devices.everywhere(x) for v, x in fixed.items()}
 
 
 def _twin(value: int) -> int:
     """Where the store has a value of the float model."""
     return -1 - value
-
-
-def _arrays(batch: tuple[Any, ...]) -> list[Any]:
-    return [jnp.asarray(x) for x in jax.tree.leaves(batch)]
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)

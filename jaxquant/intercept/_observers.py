@@ -163,7 +163,7 @@ class Drift:
 
     name: str = "drift"
 
-    def measure(self, x: Rows, y: Rows) -> Float[Array, "*stack k k"]:
+    def measure(self, x: Any, y: Any) -> Float[Array, "*stack k k"]:
         return jnp.einsum("...rk,...rl->...kl", y - x, x, precision=lax.Precision.HIGHEST)
 
     def merge(self, a: Any, b: Any) -> Any:
