@@ -11,17 +11,21 @@ import numpy as np
 from jax.extend import core
 
 from ..intercept import evaluate_step, Step, Value
-from ..intercept._inputs import measure
+from ..intercept._inputs import inputs_of, measure
 from ._devices import Devices
 from ._segments import marked, Part, Segment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Watch:
-    """Statistics of what one site, or several, multiply their weights with."""
+    """Statistics of what one site, or several, multiply their weights with.
+
+    `paired` are observers of what two models make of one batch.
+    """
 
     step: Step
     observers: tuple[Any, ...]
+    paired: tuple[Any, ...] = ()
 
     @property
     def facts(self) -> str:
@@ -29,7 +33,7 @@ class Watch:
         use = marked(self.step).use
         names = sorted((key, str(x)) for key, x in use.eqn.params.items())
         held = (use.op, use.side, use.weight.axes, use.weight.stored, use.roles)
-        return repr((held, names, self.observers))
+        return repr((held, names, self.observers, self.paired))
 
 
 def in_segment(watch: Watch, segment: Segment) -> Watch:
@@ -90,6 +94,23 @@ class Programs:
             ]
         outs, stats = program(inputs)
         return dict(zip(part.outputs, outs, strict=True)), stats
+
+    def run_paired(self, watch: Watch, x: Any, y: Any) -> dict[str, Any]:
+        """What the paired observers of a watch make of its value in two models."""
+        key = ("paired", watch.facts, str(jax.typeof(x)))
+        if key not in self._programs:
+            run = functools.partial(_paired, watch)
+            both = (True, True)
+            self._programs[key] = (
+                jax.jit(run) if self.devices is None else self.devices.compiled(run, both)
+            )
+        return self._programs[key]([x, y])
+
+
+def _paired(watch: Watch, values: list[Any]) -> dict[str, Any]:
+    use = marked(watch.step).use
+    rows = [inputs_of(use, [each, each]) for each in values]
+    return {observer.name: observer.measure(*rows) for observer in watch.paired}
 
 
 def _run(part: Part, watches: tuple[Watch, ...], narrow: Any, inputs: list[Any]) -> Any:

@@ -20,13 +20,13 @@ from ..algorithms import (
     static_observers,
     static_scale,
 )
-from ..intercept import MarkedSite, Peak, Plan, Root, SitePlan, Step
+from ..intercept import Drift, MarkedSite, Peak, Plan, PlanError, Root, SitePlan, Step
 from ..ops import OutlierWeights
 from ..qarray import dequantize, QArray
 from ._compiled import Programs
 from ._devices import Devices, local
 from ._journal import Journal
-from ._results import Results
+from ._results import ALWAYS, Results
 from ._roots import replaced, root_array, RootPlan
 from ._segments import marked, Segment
 from ._store import Store
@@ -128,6 +128,7 @@ class Quantization:
             observers=self.observers,
             effective=self.effective,
             narrow=self.settings.narrow,
+            twin=self._needs_twin(),
         )
         walk.check_reached({s.site: s.path for s in self.plan.sites if needs_data(s)})
         journal, count = self.journal, len(walk.segments)
@@ -142,6 +143,34 @@ class Quantization:
             self.results.finish(index)
             start = time.perf_counter()
         return walk.programs
+
+    def smooth(self, factors: Mapping[tuple[str, Root], Any]) -> None:
+        """Sites whose inputs are divided at run time: weights times the factors, rounded.
+
+        **Raises:** `PlanError` for a site at which data decide something else, too.
+        """
+        for (name, root), s in factors.items():
+            site = self.plan.by_site[name]
+            if needs_data(site):
+                raise PlanError(
+                    f"Nothing takes the factors of {name}, and inputs that are divided at run time "
+                    "go with no calibrated algorithm and no static activations. Leave out "
+                    "`unfolded`, or what needs data there."
+                )
+            planned = RootPlan(leaf=self.plan.by_path[root.path], root=root)
+            roles: dict[str, Any] = {"contracted": planned.contracted, "stack": planned.stack}
+            w = root_array(self.known, root)
+            matrix = as_matrix(w, **roles).astype(jnp.float32) * s[..., None, :]
+            scaled = from_matrix(matrix, planned.shape, **roles).astype(w.dtype)
+            self.results.put(ALWAYS, {root: nearest(scaled, planned.leaf.scheme, **roles)})
+            self.states.setdefault(name, {})[root] = {"smoothing": s}
+
+    def _needs_twin(self) -> bool:
+        """Whether an algorithm wants to know how inputs depart from those of the float model."""
+        if self.settings.inputs is Inputs.FLOAT:
+            return False
+        algorithms = (site.algorithm for site in self.plan.sites)
+        return any(isinstance(o, Drift) for a in algorithms if a is not None for o in a.observers)
 
     def wanted(self, mark: MarkedSite) -> bool:
         site = self.plan.by_site.get(mark.site)
@@ -263,6 +292,8 @@ class Quantization:
     def _values(self, q: QArray, state: State, roles: Mapping[str, Any]) -> Any:
         """What codes stand for, as a matrix whose columns are in the model's order."""
         matrix = as_matrix(dequantize(q, jnp.float32), **roles)
+        if "smoothing" in state:
+            matrix = matrix / state["smoothing"][..., None, :]
         if "permutation" not in state:
             return matrix
         back = jnp.argsort(state["permutation"], axis=-1)[..., None, :]
@@ -277,8 +308,8 @@ class Quantization:
         if root in self.results:
             q = self.results[root]
             held = (own[root] for own in self.states.values() if root in own)
-            state = next((each for each in held if "permutation" in each), {})
-            if not state:
+            state = {name: x for each in held for name, x in each.items()}
+            if not {"permutation", "smoothing"} & set(state):
                 return dequantize(q)
             matrix = self._values(q, state, roles)
             return from_matrix(matrix, planned.shape, **roles).astype(q.dtype)

@@ -10,7 +10,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from ..algorithms._nearest import quantized_tree
-from ..intercept import Account, Plan
+from ..intercept import Account, Plan, Root
 from ..intercept._variables import parameters, unstamped
 from ._batches import checked_batches
 from ._devices import Devices, in_units
@@ -90,6 +90,7 @@ def calibrate(
         journal = Journal(Path(out), identity, resume=resume)
     scalings: list[Scaled] = []
     unscaled: tuple[str, ...] = ()
+    unfolded: dict[tuple[str, Root], Any] = {}
     with Store(settings.memory, out) as store:
         if any(site.scaling is not None for site in plan.sites):
             # Its samples are batches: what is dealt out in units is another sample.
@@ -97,8 +98,10 @@ def calibrate(
             scaling = Scaling(plan, model, variables, data, store, settings, progress, lent)
             variables = scaling.run()
             scalings, unscaled = scaling.rows, scaling.without_fold
+            unfolded = scaling.unfolded
         known = parameters(unstamped(variables)[0])
         run = Quantization(plan, known, settings, journal, progress, devices)
+        run.smooth(unfolded)
         programs = run.run(model, variables, data, store)
     states = {
         site: assembled_state(own, plan.by_path[plan.by_site[site].path])

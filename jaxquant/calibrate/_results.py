@@ -1,5 +1,6 @@
 """The codes that are chosen so far: in memory, or in the journal where there is one."""
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ from ..intercept import Plan, Root
 from ..qarray import abstract_qarray, QArray
 from ._journal import Journal
 from ._roots import assembled, RootPlan
+
+ALWAYS = sys.maxsize
+"""The level of what no journal has: it is held to the end."""
 
 
 class Results:

@@ -9,8 +9,13 @@ import pytest
 import tiny_llama
 
 import jaxquant.cli._calibrate as cli
+from jaxquant import recipes
+from jaxquant.calibrate import Calibrated
 from jaxquant.checkpoint import load, read_manifest
-from jaxquant.cli._calibrate import read_ids, run_folder
+from jaxquant.cli._calibrate import read_ids, run_folder, site_rows, summary
+from jaxquant.cli._quantize import plan_for
+from jaxquant.intercept import Account
+from jaxquant.models import open_model
 
 # Two levels, each of one site, and little to compile.
 SMALL = """
@@ -68,6 +73,19 @@ def test_the_first_windows_are_read_before_the_model(tmp_path):
     arguments.length = 8
     with pytest.raises(ValueError, match="--length cuts text .* holds windows of 8 tokens"):
         read_ids(arguments)
+
+
+def test_what_was_not_scaled_is_named_with_its_reason(model):
+    opened = open_model(model)
+    plan = plan_for(opened, recipes.SMOOTHQUANT_W8A8)
+    left = "layers/0/attention/o/kernel"
+    made = Calibrated(qvariables=None, account=Account(plan=plan), sites=(), unscaled=(left,))
+    rows = site_rows(made)
+    notes = {site: row["notes"] for site, row in rows.items() if row["notes"]}
+    assert notes == {
+        f"{left}#dot": ["its input is not scaled: nothing makes it in proportion"],
+    }
+    assert summary(made) == [f"1 inputs not scaled, since nothing makes them in proportion: {left}"]
 
 
 @pytest.fixture

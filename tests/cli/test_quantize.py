@@ -130,24 +130,6 @@ def test_smoothquant_from_text(jaxquant, model, tmp_path):
     assert 0 < json.loads(evaluated.read_text())["kl"] < 1e-2
 
 
-def test_inputs_that_cannot_be_scaled_are_named(jaxquant, model, tokens, tmp_path):
-    # A head of its own reads the last norm, and another site reads it unscaled.
-    text = """
-name = "mine"
-[[rules]]
-match = "*/q/kernel"
-weights = { values = "int8", contracted = "all" }
-scaling = "smoothquant"
-[[rules]]
-match = "*"
-leave = true
-"""
-    (tmp_path / "mine.toml").write_text(text)
-    data = ("--calibration", tokens)
-    ran = jaxquant("quantize", model, tmp_path / "q", "--recipe", tmp_path / "mine.toml", *data)
-    assert ran.code == 0, ran.err
-
-
 def test_a_folder_of_ours_is_replaced(jaxquant, model, quantized):
     assert jaxquant("quantize", model, quantized, "--recipe", "w4a16_g64").code == 0
     _, plan = load(quantized)
