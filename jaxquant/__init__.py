@@ -1,11 +1,15 @@
 """jaxquant: smaller and faster JAX/Flax models, by storing and computing numbers in fewer bits."""
 
-from . import recipes as recipes
+from . import algorithms as algorithms, recipes as recipes
 from .algorithms import quantize as quantize
+from .calibrate import calibrate as calibrate, token_batches as token_batches
 from .checkpoint import CheckpointError as CheckpointError, load as load, save as save
 from .intercept import (
     Account as Account,
+    Count as Count,
+    Extremes as Extremes,
     Gram as Gram,
+    Histogram as Histogram,
     interceptor as interceptor,
     Moments as Moments,
     observe as observe,
@@ -37,6 +41,8 @@ from .ops import (
     dot as dot,
     dot_general as dot_general,
     einsum as einsum,
+    Outliers as Outliers,
+    OutlierWeights as OutlierWeights,
     quantize_activation as quantize_activation,
     Refusal as Refusal,
     take as take,

@@ -1,4 +1,4 @@
-"""Cases 2 to 6 and 8: calibration and training, of which jaxquant has GPTQ."""
+"""Cases 2 to 6 and 8: calibration and training, of which jaxquant has no training yet."""
 
 import dataclasses
 
@@ -139,7 +139,6 @@ CALIBRATION_CASES = (
         parts=("int8",),
         inputs=_dense,
         judge=_judge_6,
-        built=False,
     ),
     Case(
         number=8,

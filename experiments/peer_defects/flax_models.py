@@ -182,3 +182,17 @@ def nested(params: dict[str, Any]) -> dict[str, Any]:
 def bytes_of(tree: Any) -> float:
     """Bytes of all arrays of a tree, those of fewer than 8 bits counted as if packed."""
     return sum(x.size * jax.dtypes.itemsize_bits(x.dtype) for x in jax.tree.leaves(tree)) / 8
+
+
+def products_of(jaxpr: Any) -> list[str]:
+    """The dtypes of both sides of every product, inner ones too."""
+    found = []
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            found.append(" x ".join(str(v.aval.dtype) for v in eqn.invars))
+        for inner in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "jaxpr")
+        ):
+            if hasattr(inner, "jaxpr"):
+                found += products_of(inner.jaxpr)
+    return found

@@ -14,7 +14,7 @@ import qwix
 from array_cases import DRAWS
 from calibration_cases import COLUMNS
 from flax import nnx
-from flax_models import bytes_of, make, nested
+from flax_models import bytes_of, make, nested, products_of
 
 # `HowToQuantize` is the only way to a noise function for stochastic rounding.
 from qwix._src.core import qarray
@@ -101,20 +101,6 @@ def _gptq_compiling(part: str, inputs: Arrays) -> Arrays:
     return seconds
 
 
-def _products(jaxpr: Any) -> list[str]:
-    """The dtypes of both sides of every product, inner ones too."""
-    found = []
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            found.append(" x ".join(str(v.aval.dtype) for v in eqn.invars))
-        for inner in jax.tree.leaves(
-            list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "jaxpr")
-        ):
-            if hasattr(inner, "jaxpr"):
-                found += _products(inner.jaxpr)
-    return found
-
-
 def _smoothquant(part: str, inputs: Arrays) -> Arrays:
     params, x = _split(inputs)
     model = make(6, part, params)
@@ -126,7 +112,7 @@ def _smoothquant(part: str, inputs: Arrays) -> Arrays:
     held = smooth_quant.quantize_params(nested(params), template, seen["quant_stats"])
     quantized = qwix.quantize_model(model, smooth_quant.SqInferenceProvider([rule]))
     jaxpr = jax.make_jaxpr(quantized.apply)({"params": held}, *x)
-    return {"products": np.array(_products(jaxpr.jaxpr))}
+    return {"products": np.array(products_of(jaxpr.jaxpr))}
 
 
 def _qat(part: str, inputs: Arrays) -> Arrays:

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
@@ -39,3 +41,21 @@ def damped_factor(
     eye = jnp.eye(k, dtype=jnp.float32)
     factor = lax.cond(done, lambda: factor, lambda: eye)
     return factor, jnp.where(done, used, jnp.inf)
+
+
+def made_up(
+    w: Float[Array, "n k"],
+    gram: Float[Array, "k k"],
+    drift: Float[Array, "k k"],
+    damping: float,
+) -> Float[Array, "n k"]:
+    """`w d (gram + damping)^-1`: what to add, so that the outputs are those of float inputs.
+
+    Nothing where the Gram matrix is not positive definite even so.
+    """
+    mean = jnp.diagonal(gram).mean()
+    ridge = np.float32(max(damping, 1e-4)) * jnp.where(mean == 0, 1.0, mean)
+    factor = jax.scipy.linalg.cho_factor(gram + ridge * jnp.eye(len(gram)), lower=True)
+    wanted = jnp.matmul(w, drift, precision=lax.Precision.HIGHEST)
+    found = jax.scipy.linalg.cho_solve(factor, wanted.T).T
+    return jnp.where(jnp.isfinite(found).all(), found, 0.0)

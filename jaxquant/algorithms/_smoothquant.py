@@ -27,10 +27,14 @@ class SmoothQuant:
 
     With `alpha=None` each place has its own: leaving the input as it is and `ratios` values
     between 0 and 1 are candidates, and the one with the least loss is taken.
+
+    The factors go into the parameters that make the inputs. Where there are none that could take
+    them, sites are left as they are; with `unfolded`, their inputs are divided at run time.
     """
 
     alpha: float | None = 0.5
     ratios: int = 9
+    unfolded: bool = False
     name: str = dataclasses.field(default="smoothquant", init=False)
 
     def __post_init__(self) -> None:

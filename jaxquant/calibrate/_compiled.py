@@ -11,21 +11,26 @@ import numpy as np
 from jax.extend import core
 
 from ..intercept import evaluate_step, Step, Value
-from ..intercept._inputs import layout_of, measure
+from ..intercept._inputs import inputs_of, layout_of, measure
+from ._devices import Devices
 from ._segments import marked, Part, Segment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Watch:
-    """Statistics of what one site, or several, multiply their weights with."""
+    """Statistics of what one site, or several, multiply their weights with.
+
+    `paired` are observers of what two models make of one batch.
+    """
 
     step: Step
     observers: tuple[Any, ...]
+    paired: tuple[Any, ...] = ()
 
     @property
     def facts(self) -> str:
         """What the measured rows depend on beside the value: sites of equal facts share them."""
-        return repr((layout_of(marked(self.step).use), self.observers))
+        return repr((layout_of(marked(self.step).use), self.observers, self.paired))
 
 
 def in_segment(watch: Watch, segment: Segment) -> Watch:
@@ -37,7 +42,8 @@ def in_segment(watch: Watch, segment: Segment) -> Watch:
 class Programs:
     """Compiled parts by what they compute. `compiled` counts them."""
 
-    def __init__(self) -> None:
+    def __init__(self, devices: Devices | None = None) -> None:
+        self.devices = devices
         self._programs: dict[Any, Any] = {}
         # Keys are long to make: one for each part that was run, which is kept so that its id holds.
         self._known: dict[Any, tuple[Part, Any, tuple[int, ...]]] = {}
@@ -57,8 +63,10 @@ class Programs:
     ) -> tuple[dict[int, Any], list[dict[str, Any]]]:
         """The outputs of `part` by value, and the statistics of each watch.
 
+        On several devices with a unit, each of these has one more axis in front: an entry for each.
         `narrow` is a dtype in which sites multiply, summing in float32; `None`: as the model does.
         """
+        devices = self.devices
         own = (
             id(part),
             tuple(w.facts for w in watches),
@@ -71,10 +79,35 @@ class Programs:
         program = self._programs.get(key)
         if program is None:
             # What the program closes over is the part that is met first: equal ones compute alike.
-            program = jax.jit(functools.partial(_run, part, tuple(watches), narrow))
+            run = functools.partial(_run, part, tuple(watches), narrow)
+            moving = tuple(v in part.graph.moving for v in order)
+            program = jax.jit(run) if devices is None else devices.compiled(run, moving)
             self._programs[key] = program
-        outs, stats = program([values[v] for v in order])
+        inputs = [values[v] for v in order]
+        if devices is not None:
+            inputs = [
+                devices.laid(x) if v in part.graph.moving else x
+                for v, x in zip(order, inputs, strict=True)
+            ]
+        outs, stats = program(inputs)
         return dict(zip(part.outputs, outs, strict=True)), stats
+
+    def run_paired(self, watch: Watch, x: Any, y: Any) -> dict[str, Any]:
+        """What the paired observers of a watch make of its value in two models."""
+        key = ("paired", watch.facts, str(jax.typeof(x)))
+        if key not in self._programs:
+            run = functools.partial(_paired, watch)
+            both = (True, True)
+            self._programs[key] = (
+                jax.jit(run) if self.devices is None else self.devices.compiled(run, both)
+            )
+        return self._programs[key]([x, y])
+
+
+def _paired(watch: Watch, values: list[Any]) -> dict[str, Any]:
+    use = marked(watch.step).use
+    rows = [inputs_of(use, [each, each]) for each in values]
+    return {observer.name: observer.measure(*rows) for observer in watch.paired}
 
 
 def _run(part: Part, watches: tuple[Watch, ...], narrow: Any, inputs: list[Any]) -> Any:
@@ -132,7 +165,8 @@ def _key(part: Part, watches: Sequence[Watch], narrow: Any) -> tuple[Any, tuple[
         ins = tuple(map(atom, step.inputs))
         marked = step.mark is not None
         steps.append((step.name, _params(step.eqn.params), ins, len(step.outputs), marked))
-    avals = tuple(str(part.graph.avals[value]) for value in order)
+    moving = part.graph.moving
+    avals = tuple((str(part.graph.avals[value]), value in moving) for value in order)
     outputs = tuple(numbers[value] for value in part.outputs)
     watched = tuple(
         (w.facts, tuple(numbers.get(v) for v in w.step.reads if v in part.graph.moving))

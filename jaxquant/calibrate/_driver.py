@@ -20,11 +20,13 @@ from ..algorithms import (
     static_observers,
     static_scale,
 )
-from ..intercept import MarkedSite, Peak, Plan, Root, SitePlan, Step
+from ..intercept import Drift, MarkedSite, Peak, Plan, PlanError, Root, SitePlan, Step
 from ..ops import OutlierWeights
-from ..qarray import abstract_qarray, dequantize, QArray
+from ..qarray import dequantize, QArray
 from ._compiled import Programs
+from ._devices import Devices, local
 from ._journal import Journal
+from ._results import ALWAYS, Results
 from ._roots import replaced, root_array, RootPlan
 from ._segments import marked, Segment
 from ._store import Store
@@ -49,13 +51,16 @@ class Settings:
     `memory` bounds the bytes of activations held in memory; more of them go to files. `narrow` is
     a dtype in which sites multiply while calibrating, with sums in float32 (`None`: as the model
     does). Experts that saw fewer rows than `least_share` of what an expert saw on average are
-    rounded to nearest. `sample` is on how many batches scalings compare the outputs of a block.
+    rounded to nearest. `unit` is how many windows, the leading axis of a batch's arrays, a device
+    runs at once: then codes are the same to the bit on any number of devices (`None`: batches as
+    they come). `sample` is on how many batches scalings compare the outputs of a block.
     """
 
     inputs: Inputs = Inputs.QUANTIZED
     memory: int = 4 << 30
     narrow: Any = None
     least_share: float = 0.05
+    unit: int | None = None
     sample: int = 2
 
 
@@ -93,13 +98,15 @@ class Quantization:
         settings: Settings,
         journal: Journal | None,
         progress: Callable[[CalibratedSite, int, int], None] | None,
+        devices: Devices | None = None,
     ):
         self.plan = plan
         self.known = known
         self.settings = settings
         self.journal = journal
         self.progress = progress
-        self.results: dict[Root, QArray] = {}
+        self.devices = devices
+        self.results = Results(plan, journal)
         self.states: dict[str, dict[Root, State]] = {}
         self.rows: list[CalibratedSite] = []
 
@@ -116,11 +123,12 @@ class Quantization:
             variables,
             batches,
             store,
-            Programs(),
+            Programs(self.devices),
             wanted=self.wanted,
             observers=self.observers,
             effective=self.effective,
             narrow=self.settings.narrow,
+            twin=self._needs_twin(),
         )
         walk.check_reached({s.site: s.path for s in self.plan.sites if needs_data(s)})
         journal, count = self.journal, len(walk.segments)
@@ -132,8 +140,37 @@ class Quantization:
                 self._read(index, segment)
             else:
                 self._level(index, count, segment, statistics, time.perf_counter() - start)
+            self.results.finish(index)
             start = time.perf_counter()
         return walk.programs
+
+    def smooth(self, factors: Mapping[tuple[str, Root], Any]) -> None:
+        """Sites whose inputs are divided at run time: weights times the factors, rounded.
+
+        **Raises:** `PlanError` for a site at which data decide something else, too.
+        """
+        for (name, root), s in factors.items():
+            site = self.plan.by_site[name]
+            if needs_data(site):
+                raise PlanError(
+                    f"Nothing takes the factors of {name}, and inputs that are divided at run time "
+                    "go with no calibrated algorithm and no static activations. Leave out "
+                    "`unfolded`, or what needs data there."
+                )
+            planned = RootPlan(leaf=self.plan.by_path[root.path], root=root)
+            roles: dict[str, Any] = {"contracted": planned.contracted, "stack": planned.stack}
+            w = root_array(self.known, root)
+            matrix = as_matrix(w, **roles).astype(jnp.float32) * s[..., None, :]
+            scaled = from_matrix(matrix, planned.shape, **roles).astype(w.dtype)
+            self.results.put(ALWAYS, {root: nearest(scaled, planned.leaf.scheme, **roles)})
+            self.states.setdefault(name, {})[root] = {"smoothing": s}
+
+    def _needs_twin(self) -> bool:
+        """Whether an algorithm wants to know how inputs depart from those of the float model."""
+        if self.settings.inputs is Inputs.FLOAT:
+            return False
+        algorithms = (site.algorithm for site in self.plan.sites)
+        return any(isinstance(o, Drift) for a in algorithms if a is not None for o in a.observers)
 
     def wanted(self, mark: MarkedSite) -> bool:
         site = self.plan.by_site.get(mark.site)
@@ -155,7 +192,7 @@ class Quantization:
         passed: float,
     ) -> None:
         rows: list[CalibratedSite] = []
-        written: dict[str, QArray] = {}
+        written: dict[Root, QArray] = {}
         states: list[tuple[str, Root, State]] = []
         for step in segment.sites:
             site, root = marked(step).site, marked(step).root
@@ -164,11 +201,10 @@ class Quantization:
             planned = RootPlan(leaf=self.plan.by_path[root.path], root=root)
             w = root_array(self.known, root)
             state = self._state(self.plan.by_site[site], planned, w, found)
-            if root not in self.results:
+            if root not in self.results and root not in written:
                 q, more, row = self._choose(step, planned, w, found)
                 state |= more
-                self.results[root] = q
-                written[str(root)] = q
+                written[root] = q
                 seconds = time.perf_counter() - began + passed / len(segment.sites)
                 rows.append(dataclasses.replace(row, seconds=seconds))
                 if self.progress is not None:
@@ -177,8 +213,10 @@ class Quantization:
                 self.states.setdefault(site, {})[root] = state
                 states.append((site, root, state))
         self.rows += rows
+        self.results.put(index, written)
         if self.journal is not None:
-            self.journal.write(index, written, rows, states)
+            named = {str(root): q for root, q in written.items()}
+            self.journal.write(index, named, rows, states)
 
     def _choose(
         self, step: Step, planned: RootPlan, w: Any, statistics: Statistics
@@ -192,8 +230,12 @@ class Quantization:
         q, state = plain, {}
         rows = np.asarray(statistics["count"]["rows"])
         matrix = as_matrix(w, **roles).astype(jnp.float32)
+        if self.devices is not None:
+            matrix = self.devices.by_rows(matrix)
         if algorithm is not None:
             chosen = algorithm.run(matrix, statistics, scheme)
+            if self.devices is not None:
+                chosen = local(chosen)
             notes = tuple(chosen.notes)
             if chosen.permutation is not None:
                 state = {"permutation": chosen.permutation}
@@ -250,6 +292,8 @@ class Quantization:
     def _values(self, q: QArray, state: State, roles: Mapping[str, Any]) -> Any:
         """What codes stand for, as a matrix whose columns are in the model's order."""
         matrix = as_matrix(dequantize(q, jnp.float32), **roles)
+        if "smoothing" in state:
+            matrix = matrix / state["smoothing"][..., None, :]
         if "permutation" not in state:
             return matrix
         back = jnp.argsort(state["permutation"], axis=-1)[..., None, :]
@@ -264,8 +308,8 @@ class Quantization:
         if root in self.results:
             q = self.results[root]
             held = (own[root] for own in self.states.values() if root in own)
-            state = next((each for each in held if "permutation" in each), {})
-            if not state:
+            state = {name: x for each in held for name, x in each.items()}
+            if not {"permutation", "smoothing"} & set(state):
                 return dequantize(q)
             matrix = self._values(q, state, roles)
             return from_matrix(matrix, planned.shape, **roles).astype(q.dtype)
@@ -277,20 +321,9 @@ class Quantization:
         return dequantize(nearest(w, planned.leaf.scheme, **roles))
 
     def _read(self, index: int, segment: Segment) -> None:
-        assert self.journal is not None
-        roots = {marked(step).root for step in segment.sites} - set(self.results)
-        structs = {}
-        for root in roots:
-            planned = RootPlan(leaf=self.plan.by_path[root.path], root=root)
-            structs[str(root)] = abstract_qarray(
-                planned.shape,
-                np.dtype(planned.leaf.dtype),
-                planned.leaf.scheme,
-                contracted=planned.contracted,
-                stack=planned.stack,
-            )
-        held, rows, states = self.journal.read(index, structs)
-        self.results |= {root: jax.tree.map(jnp.asarray, held[str(root)]) for root in roots}
+        roots = [r for r in {marked(s).root for s in segment.sites} if r not in self.results]
+        held, rows, states = self.results.read(index, roots)
+        self.results.put(index, held)
         for site, root, state in states:
             self.states.setdefault(site, {})[root] = jax.tree.map(jnp.asarray, state)
         self.rows += [CalibratedSite(**{**row, "notes": tuple(row["notes"])}) for row in rows]

@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from ..algorithms._nearest import quantized_tree
 from ..intercept import Account, Plan, Root
 from ..intercept._variables import parameters, unstamped
-from ..qarray import QArray
 from ._batches import checked_batches
+from ._devices import Devices, in_units
 from ._driver import CalibratedSite, Quantization, Settings
 from ._journal import digest_of, Journal
-from ._roots import assembled, assembled_state
+from ._roots import assembled_state
 from ._scaling import Scaled, Scaling
 from ._store import Store
 
@@ -47,6 +49,8 @@ def calibrate(
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     settings: Settings = Settings(),  # noqa: B008  (a frozen value)
+    mesh: Mesh | None = None,
+    axis: str = "data",
     progress: Progress | None = None,
 ) -> Calibrated:
     """Quantizes the parameters of `plan` with what the model makes of `batches`.
@@ -56,7 +60,9 @@ def calibrate(
     each linear is evaluated once and memory holds one block, its statistics and a bounded part of
     the activations. With a folder `out`, finished levels are kept there, and a calibration that was
     stopped goes on with `resume`, to the same bytes; the folder is removed when all is done.
-    `progress` is called with each site that is done, its level and the number of levels.
+    With a `mesh`, data are dealt out over the devices along its `axis`, and rows of weights too;
+    set `settings.unit` for codes that do not depend on how many these are. `progress` is called
+    with each site that is done, its level and the number of levels.
 
     **Raises:** `ValueError` for data that cannot be used, or a folder that does not fit;
     `PlanError` for a site that data cannot be had for.
@@ -69,6 +75,9 @@ def calibrate(
     ```
     """
     data = checked_batches(batches)
+    if settings.unit is not None:
+        data = in_units(data, settings.unit)
+    devices = None if mesh is None else Devices(mesh=mesh, axis=axis, unit=settings.unit)
     journal = None
     if out is not None:
         identity = {
@@ -76,26 +85,29 @@ def calibrate(
             "data": digest_of(data),
             "settings": repr(dataclasses.replace(settings, memory=0)),
         }
+        if devices is not None and settings.unit is None:
+            identity["devices"] = str(devices.count)
         journal = Journal(Path(out), identity, resume=resume)
     scalings: list[Scaled] = []
     unscaled: tuple[str, ...] = ()
+    unfolded: dict[tuple[str, Root], Any] = {}
     with Store(settings.memory, out) as store:
         if any(site.scaling is not None for site in plan.sites):
-            scaling = Scaling(plan, model, variables, data, store, settings, progress)
+            # Its samples are batches: what is dealt out in units is another sample.
+            lent = None if settings.unit is not None else devices
+            scaling = Scaling(plan, model, variables, data, store, settings, progress, lent)
             variables = scaling.run()
             scalings, unscaled = scaling.rows, scaling.without_fold
+            unfolded = scaling.unfolded
         known = parameters(unstamped(variables)[0])
-        run = Quantization(plan, known, settings, journal, progress)
+        run = Quantization(plan, known, settings, journal, progress, devices)
+        run.smooth(unfolded)
         programs = run.run(model, variables, data, store)
-    by_path: dict[str, dict[Root, QArray]] = {}
-    for root, q in run.results.items():
-        by_path.setdefault(root.path, {})[root] = q
-    chosen = {path: assembled(slices, plan.by_path[path]) for path, slices in by_path.items()}
     states = {
         site: assembled_state(own, plan.by_path[plan.by_site[site].path])
         for site, own in run.states.items()
     }
-    tree, account = quantized_tree(variables, plan, chosen, states, account=True)
+    tree, account = quantized_tree(variables, plan, run.results.by_path(), states, account=True)
     assert account is not None
     if out is not None:
         shutil.rmtree(out)

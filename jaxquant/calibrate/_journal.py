@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,9 +16,12 @@ import numpy as np
 
 from ..checkpoint import CheckpointError
 from ..intercept import Root
+from ._store import SPILLED
 
 _HEADER = "calibration.json"
 _VERSION = 1
+_DRAFT = ".draft"
+_LEVEL = "level-"
 
 
 class Journal:
@@ -34,7 +38,15 @@ class Journal:
         header = folder / _HEADER
         if header.exists():
             self._check(header, identity, resume)
+            for left in folder.glob(f"{SPILLED}*"):
+                shutil.rmtree(left, ignore_errors=True)
         else:
+            if folder.is_dir() and set(os.listdir(folder)) - {header.with_suffix(_DRAFT).name}:
+                # It would be removed at the end, with what is in it.
+                raise ValueError(
+                    f"{folder} exists and holds no calibration. Give a folder that does not exist "
+                    "yet."
+                )
             folder.mkdir(parents=True, exist_ok=True)
             written = json.dumps({"version": _VERSION, **identity}, indent=1).encode()
             _replace(header, written)
@@ -59,7 +71,7 @@ class Journal:
                 )
 
     def _file(self, level: int) -> Path:
-        return self.folder / f"level-{level:05d}.npz"
+        return self.folder / f"{_LEVEL}{level:05d}.npz"
 
     def has(self, level: int) -> bool:
         """Whether a level is finished."""
@@ -138,6 +150,11 @@ class Journal:
         return results, told["rows"], [(site, root, x) for (site, root), x in merged.items()]
 
 
+def finished_levels(folder: Path) -> int:
+    """How many levels are kept in a folder; 0 for one that does not exist."""
+    return len(list(folder.glob(f"{_LEVEL}*.npz")))
+
+
 def _told(root: Root) -> list[Any]:
     return [root.path, [list(step) for step in root.steps]]
 
@@ -147,7 +164,7 @@ def _shaped(raw: np.ndarray, struct: Any) -> np.ndarray:
 
 
 def _replace(file: Path, content: bytes) -> None:
-    draft = file.with_suffix(".draft")
+    draft = file.with_suffix(_DRAFT)
     with draft.open("wb") as opened:
         opened.write(content)
         opened.flush()

@@ -28,6 +28,7 @@ from ..algorithms import (
 from ..intercept import find_folds, Fold, mean_magnitude, Plan, PlanError, Root, Step, tie
 from ..qarray import Scheme
 from ._compiled import Programs
+from ._devices import Devices
 from ._driver import Settings
 from ._roots import root_array, RootPlan
 from ._segments import marked, moving_side, Part, part_of, Segment
@@ -63,18 +64,20 @@ class Scaling:
         store: Store,
         settings: Settings,
         progress: Callable[[Scaled, int, int], None] | None = None,
+        devices: Devices | None = None,
     ):
         self.plan = plan
         self.settings = settings
         self.progress = progress
         self.rows: list[Scaled] = []
         self.chosen: list[tuple[Fold, Any]] = []
+        self.unfolded: dict[tuple[str, Root], Any] = {}
         self.walk = Walk(
             model,
             variables,
             batches,
             store,
-            Programs(),
+            Programs(devices),
             wanted=lambda mark: self._scaling(mark.site) is not None,
             observers=lambda mark: tuple(self._scaling(mark.site).observers),  # type: ignore
             effective=lambda root: root_array(self.walk.known, root),
@@ -97,7 +100,8 @@ class Scaling:
             str(marked(step).root)
             for segment in self.walk.segments
             for step in segment.sites
-            if (marked(step).site, marked(step).root) not in self.folds
+            if (key := (marked(step).site, marked(step).root)) not in self.folds
+            and key not in self.unfolded
         )
 
     def run(self) -> Any:
@@ -112,11 +116,13 @@ class Scaling:
         start = time.perf_counter()
         for index, segment, statistics in self.walk.levels():
             passed = time.perf_counter() - start
-            groups: dict[int, tuple[Fold, list[Step]]] = {}
+            groups: dict[int, tuple[Fold | None, list[Step]]] = {}
             for step in segment.sites:
                 fold = self.folds.get((marked(step).site, marked(step).root))
                 if fold is not None:
                     groups.setdefault(id(fold), (fold, []))[1].append(step)
+                elif getattr(self._scaling(marked(step).site), "unfolded", False):
+                    groups[id(step)] = (None, [step])
             for fold, steps in groups.values():
                 began = time.perf_counter()
                 row = self._choose(index, fold, steps, statistics[id(steps[0])])
@@ -127,7 +133,9 @@ class Scaling:
             start = time.perf_counter()
         return apply_folds(self.walk.variables, self.chosen)
 
-    def _choose(self, index: int, fold: Fold, steps: list[Step], found: Statistics) -> Scaled:
+    def _choose(
+        self, index: int, fold: Fold | None, steps: list[Step], found: Statistics
+    ) -> Scaled:
         ways = {self._scaling(marked(step).site) for step in steps}
         if len(ways) > 1:
             listed = ", ".join(str(marked(step).root) for step in steps)
@@ -159,10 +167,14 @@ class Scaling:
             best = choose(candidates, losses)
             scale = best.scale
             plain, least = float(losses[..., 0].sum()), float(losses.min(axis=-1).sum())
-        self.chosen.append((fold, np.asarray(scale).reshape(fold.shape)))
+        if fold is None:
+            (step,) = steps
+            self.unfolded[marked(step).site, marked(step).root] = scale
+        else:
+            self.chosen.append((fold, np.asarray(scale).reshape(fold.shape)))
         return Scaled(
             scaling=way.name,
-            fold=str(fold),
+            fold=f"inputs of {marked(steps[0]).root}" if fold is None else str(fold),
             sites=tuple(marked(step).site for step in steps),
             plain_loss=plain,
             loss=least,
@@ -274,9 +286,9 @@ def _common(paths: Sequence[str]) -> str:
     return "/".join(shared)
 
 
-def _tied(candidates: Any, fold: Fold) -> Any:
+def _tied(candidates: Any, fold: Fold | None) -> Any:
     """Candidates that the fold can take: one factor for inputs that have to be scaled alike."""
-    if fold.channels is None:
+    if fold is None or fold.channels is None:
         return candidates
     moved = jnp.moveaxis(candidates, -2, 0)
     tied = [tie(np.asarray(s).reshape(fold.shape), fold).reshape(s.shape) for s in moved]

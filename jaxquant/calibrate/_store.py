@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+SPILLED = "activations-"
+"""How the folders of arrays that did not fit begin."""
+
 
 class Store:
     """Arrays by a number and a batch. What would not fit `memory` bytes lies in a file.
@@ -48,7 +51,7 @@ class Store:
         if self._made is None:
             if self._folder is not None:
                 self._folder.mkdir(parents=True, exist_ok=True)
-            self._made = Path(tempfile.mkdtemp(prefix="activations-", dir=self._folder))
+            self._made = Path(tempfile.mkdtemp(prefix=SPILLED, dir=self._folder))
         file = self._made / f"{value}-{batch}"
         host = np.asarray(array)
         # Raw bytes: NumPy's own files do not know bfloat16.

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..intercept import Count, Graph, MarkedSite, PlanError, Root, Step, trace
+from ..intercept import Count, Drift, Graph, MarkedSite, PlanError, Root, Step, trace
 from ..intercept._variables import parameters, unstamped
 from ._compiled import in_segment, Programs, Watch
+from ._devices import leaves_of, Round
+from ._roots import root_array
 from ._segments import cut, marked, moving_side, Segment
 from ._store import Store
 
@@ -23,7 +25,8 @@ class Walk:
 
     `wanted` says which sites make levels, `observers` what is to be known of the inputs of one,
     and `effective` what a parameter's values are for the equations that read it: this is asked
-    anew for each segment. `narrow` is as in `Settings`.
+    anew for each segment. `narrow` is as in `Settings`. With a `twin` the float model runs beside
+    it, for observers of both.
     """
 
     def __init__(
@@ -38,19 +41,26 @@ class Walk:
         observers: Callable[[MarkedSite], tuple[Any, ...]],
         effective: Callable[[Root], Any],
         narrow: Any = None,
+        twin: bool = False,
     ):
         self.model = model
         self.variables, _ = unstamped(variables)
         self.known = parameters(self.variables)
-        self.batches = batches
+        devices = programs.devices
+        self.batches = (
+            [Round(like=batch, leaves=leaves_of(batch)) for batch in batches]
+            if devices is None
+            else devices.rounds(batches)
+        )
         self.store = store
         self.programs = programs
         self.narrow = narrow
+        self.twin = twin
         self._wanted = wanted
         self._observers = observers
         self._effective = effective
         self._graphs: dict[Any, tuple[Graph, tuple[Segment, ...]]] = {}
-        self._cut = [self._graph(batch) for batch in batches]
+        self._cut = [self._graph(batch.like) for batch in self.batches]
 
     @property
     def graph(self) -> Graph:
@@ -92,14 +102,18 @@ class Walk:
         **Raises:** `ValueError` naming the sites whose inputs are not finite.
         """
         for number, (graph, _) in enumerate(self._cut):
-            for value, leaf in zip(graph.arguments, _arrays(self.batches[number]), strict=True):
+            for value, leaf in zip(graph.arguments, self.batches[number].leaves, strict=True):
                 self.store.put(value, number, leaf)
+                if self.twin:
+                    self.store.put(_twin(value), number, leaf)
         for index, segment in enumerate(self.segments):
             groups = self._groups(segment) if watched(index) else []
             yield index, segment, self._pass(index, groups)
         for value in self._left():
             for number in range(len(self.batches)):
                 self.store.drop(value, number)
+                if self.twin:
+                    self.store.drop(_twin(value), number)
 
     def _left(self) -> list[int]:
         kept = set(self.graph.arguments)
@@ -112,14 +126,21 @@ class Walk:
         """What to measure, and for which sites: those that read one value in one way share it."""
         groups: dict[Any, tuple[Watch, list[Step]]] = {}
         for step in segment.sites:
-            observers = dict.fromkeys((*self._observers(marked(step)), Count()))
-            watch = Watch(step=step, observers=tuple(observers))
+            wanted = dict.fromkeys((*self._observers(marked(step)), Count()))
+            # Routing may differ between two models, and with it what an expert's rows are.
+            pairs = self.twin and marked(step).use.op != "ragged_dot"
+            watch = Watch(
+                step=step,
+                observers=tuple(o for o in wanted if not isinstance(o, Drift)),
+                paired=tuple(o for o in wanted if pairs and isinstance(o, Drift)),
+            )
             groups.setdefault((moving_side(step), watch.facts), (watch, []))[1].append(step)
         return list(groups.values())
 
     def _pass(self, index: int, groups: list[tuple[Watch, list[Step]]]) -> dict[int, Statistics]:
         totals: list[Statistics] = []
-        observers = tuple(watch.observers for watch, _ in groups)
+        observers = tuple((*watch.observers, *watch.paired) for watch, _ in groups)
+        floats = self.fixed(self.segments[index].part, self._plain) if self.twin else {}
         fixed = self.fixed(self.segments[index].part)
         for number, (graph, segments) in enumerate(self._cut):
             segment = segments[index]
@@ -131,11 +152,14 @@ class Walk:
                 v: self.store.get(v, number) for v in read if v in graph.moving and v not in made
             }
             outs, stats = self.programs.run(segment.part, values, watches, narrow=self.narrow)
+            if self.twin:
+                self._run_twin(segment, number, watches, floats, (values, outs), stats)
             for value, array in outs.items():
                 self.store.put(value, number, array)
             for value in segment.done:
                 self.store.drop(value, number)
-            totals = _merged(observers, totals, stats) if totals else stats
+            for each in self._apart(stats, number):
+                totals = _merged(observers, totals, each) if totals else each
         for (_, steps), stats in zip(groups, totals, strict=True):
             _check_finite(steps, stats)
         return {
@@ -143,6 +167,38 @@ class Walk:
             for (_, steps), stats in zip(groups, totals, strict=True)
             for step in steps
         }
+
+    def _run_twin(
+        self,
+        segment: Segment,
+        number: int,
+        watches: list[Watch],
+        floats: dict[int, Any],
+        quantized: tuple[dict[int, Any], dict[int, Any]],
+        statistics: list[Statistics],
+    ) -> None:
+        """The segment in the float model, and statistics of both."""
+        part, moving = segment.part, segment.part.graph.moving
+        kept = {v: self.store.get(_twin(v), number) for v in part.inputs if v in moving}
+        outs, _ = self.programs.run(part, {**floats, **kept}, narrow=self.narrow)
+        for watch, found in zip(watches, statistics, strict=True):
+            if watch.paired:
+                value = moving_side(watch.step)
+                values, made = quantized
+                x = made[value] if value in made else values[value]
+                y = outs[value] if value in outs else self.store.get(_twin(value), number)
+                found.update(self.programs.run_paired(watch, x, y))
+        for value, array in outs.items():
+            self.store.put(_twin(value), number, array)
+        for value in segment.done:
+            self.store.drop(_twin(value), number)
+
+    def _plain(self, root: Root) -> Any:
+        return root_array(self.known, root)
+
+    def _apart(self, stats: list[Statistics], number: int) -> list[list[Statistics]]:
+        devices = self.programs.devices
+        return [stats] if devices is None else devices.apart(stats, self.batches[number].count)
 
     def fixed(self, part: Any, effective: Callable[[Root], Any] | None = None) -> dict[int, Any]:
         """Parameters, other variables and constants that a part reads, as arrays."""
@@ -156,11 +212,13 @@ class Walk:
                 fixed[value] = jnp.asarray(part.graph.constants[value])
             elif value in part.graph.variables:
                 fixed[value] = leaves[part.graph.variables[value]]
-        return fixed
+        devices = self.programs.devices
+        return fixed if devices is None else {v: devices.everywhere(x) for v, x in fixed.items()}
 
 
-def _arrays(batch: tuple[Any, ...]) -> list[Any]:
-    return [jnp.asarray(x) for x in jax.tree.leaves(batch)]
+def _twin(value: int) -> int:
+    """Where the store has a value of the float model."""
+    return -1 - value
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)

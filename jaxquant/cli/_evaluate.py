@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluate import Evaluation, read_tokens, score, windows_of_text
+from ..evaluate import Evaluation, read_tokens, score
 from ..models import open_model, OpenedModel
 from ._console import bar, check_json, say, write_json
+from ._windows import text_windows
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
@@ -22,8 +23,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     reference = None if arguments.against is None else open_model(arguments.against)
     _check_vocabularies(opened, reference)
     if tokens is None:
-        text = read_text(arguments.text)
-        tokens = windows_of_text(text, opened.tokenizer.encode, arguments.length)
+        tokens = text_windows(arguments.text, opened, arguments.length, ids="--tokens")
     _check_ids(tokens, opened)
     model = opened.ready()
     against = None if reference is None else reference.ready()
@@ -60,20 +60,6 @@ def _check_ids(tokens: np.ndarray, opened: OpenedModel) -> None:
             f"The tokens go up to id {highest}, but {opened.path} has {vocabulary} in its "
             "vocabulary. Tokenize the text with the model's own tokenizer."
         )
-
-
-def read_text(path: Any) -> str:
-    """The text of a UTF-8 file.
-
-    **Raises:** `OSError`; `ValueError` if the file is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). For token ids use "
-            "--tokens."
-        ) from None
 
 
 def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:

@@ -9,10 +9,12 @@ from typing import NoReturn
 from ..ops import Refusal
 from ._bench import BENCHES, run_bench
 from ._bench_quantize import SIZE
+from ._calibrate import FORWARD
 from ._demo import run_demo
 from ._evaluate import run_evaluate
 from ._inspect import run_inspect
 from ._quantize import run_quantize
+from ._windows import LENGTH
 
 EXPECTED = (ValueError, OSError, Refusal, ImportError)
 """What the library raises for input that it cannot use. Anything else is a bug, and looks it."""
@@ -27,8 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         parsed.run(parsed)
-    except KeyboardInterrupt:
-        print("jaxquant: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        said = f"; {interrupt}" if interrupt.args else ""
+        print(f"jaxquant: interrupted{said}", file=sys.stderr)
         return 130
     except EXPECTED as error:
         print(f"jaxquant: error: {one_line(error)}", file=sys.stderr)
@@ -66,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     quantize.add_argument("model", metavar="MODEL", help=_MODEL)
     quantize.add_argument("out", metavar="OUT", type=pathlib.Path, help="a new folder")
     quantize.add_argument("--recipe", required=True, metavar="NAME_OR_FILE", help=_RECIPE)
+    _add_calibration(quantize)
     _add_json(quantize)
 
     evaluate = command("evaluate", "Score MODEL on tokens, alone or against another.", run_evaluate)
@@ -82,7 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--against", metavar="MODEL", help="the reference for KL and top-1")
     evaluate.add_argument(
-        "--length", type=_positive, default=512, help="tokens a window of --text (default 512)"
+        "--length",
+        type=_positive,
+        default=LENGTH,
+        help=f"tokens a window of --text (default {LENGTH})",
     )
     evaluate.add_argument(
         "--batch", type=_positive, default=1, help="windows scored at a time (default 1)"
@@ -124,6 +131,31 @@ def _parser() -> argparse.ArgumentParser:
         help="where demo.json and demo.png go (default out/demo)",
     )
     return parser
+
+
+def _add_calibration(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--calibration",
+        metavar="TEXT_OR_NPZ",
+        type=pathlib.Path,
+        help="data for a recipe that needs it: a .npz file with an integer array `tokens` "
+        "[windows, length], or text, cut into windows of --length",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with what was stopped, in OUT.calibration"
+    )
+    parser.add_argument(
+        "--windows", metavar="N", type=_positive, help="calibrate on the first N windows"
+    )
+    parser.add_argument(
+        "--length", type=_positive, help=f"tokens a window of text (default {LENGTH})"
+    )
+    parser.add_argument("--batch", type=_positive, help="windows run at a time (default 8)")
+    parser.add_argument(
+        "--forward",
+        choices=FORWARD,
+        help=f"in what sites multiply while calibrating (default {FORWARD[0]})",
+    )
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:

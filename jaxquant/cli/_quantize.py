@@ -1,11 +1,11 @@
-"""`jaxquant quantize`: from a float model to a folder, one parameter in memory at a time."""
+"""`jaxquant quantize`: from a float model to a folder, by parameters or, with data, by blocks."""
 
 import argparse
 import pathlib
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,10 +16,12 @@ from .. import recipes
 from ..algorithms import quantize
 from ..intercept import Account, Plan, plan as make_plan, Recipe
 from ..models import is_checkpoint, open_model, OpenedModel, save_model, variables_inventory
+from ._calibrate import calibrated, check_needed, read_ids, site_rows, summary
 from ._console import bar, check_json, say, write_json
 from ._inspect import inventory_json, size_text
 
 ALGORITHM = "nearest"
+"""What chooses codes where a recipe names no algorithm."""
 
 
 def run_quantize(arguments: argparse.Namespace) -> None:
@@ -27,6 +29,7 @@ def run_quantize(arguments: argparse.Namespace) -> None:
     start = time.perf_counter()
     check_json(arguments.json)
     recipe = recipes.find(arguments.recipe)
+    tokens = read_ids(arguments)
     opened = open_model(arguments.model)
     if opened.plan is not None:
         raise ValueError(
@@ -39,11 +42,18 @@ def run_quantize(arguments: argparse.Namespace) -> None:
             f"The recipe {recipe.name!r} leaves every weight of {arguments.model} as it is. Give "
             "at least one of its rules `weights`."
         )
+    check_needed(plan, arguments.calibration)
     check_out(arguments.out)
-    with bar("quantizing") as progress:
-        qvariables, account = quantize(
-            opened.variables, plan, account=True, progress=counted(progress, plan)
-        )
+    run, rows, said = {}, {}, []
+    if plan.needs_calibration:
+        made, told = calibrated(opened, plan, tokens, arguments)
+        qvariables, account = made.qvariables, made.account
+        run, rows, said = {"calibration": told}, site_rows(made), summary(made)
+    else:
+        with bar("quantizing") as progress:
+            qvariables, account = quantize(
+                opened.variables, plan, account=True, progress=counted(progress, plan)
+            )
     with bar("writing") as progress:
         done = counted(progress, plan)
         save_model(arguments.out, opened, qvariables, plan, account=account, progress=done)
@@ -55,10 +65,13 @@ def run_quantize(arguments: argparse.Namespace) -> None:
         **inventory_json(inventory),
         "seconds": time.perf_counter() - start,
         "peak_rss_bytes": peak_rss_bytes(),
-        "sites": sites_json(account),
+        **run,
+        "sites": sites_json(account, rows),
     }
     write_json(arguments.json, result)
     say(str(account))
+    for line in said:
+        say(line)
     say(
         f"{arguments.out}: {inventory.parameters:,} parameters of {arguments.model} "
         f"({opened.source}) by {recipe.name}: {size_text(inventory.bytes)}, "
@@ -101,8 +114,8 @@ def check_out(out: pathlib.Path) -> None:
         )
 
 
-def sites_json(account: Account) -> list[dict[str, Any]]:
-    """A row for each site, as `--json` has them."""
+def sites_json(account: Account, beside: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each site, as `--json` has them, with what `beside` has of it."""
     rows = []
     for site in account.sites:
         row: dict[str, Any] = {"site": site.site, "path": site.path, "shape": list(site.shape)}
@@ -112,7 +125,8 @@ def sites_json(account: Account) -> list[dict[str, Any]]:
         else:
             assert site.error is not None
             row |= {
-                "algorithm": ALGORITHM,
+                "algorithm": ALGORITHM if site.algorithm is None else site.algorithm.name,
+                "scaling": None if site.scaling is None else site.scaling.name,
                 "scheme": str(site.weights),
                 "activations": None if site.activations is None else str(site.activations),
                 "sqnr_db": site.sqnr_db,
@@ -121,6 +135,7 @@ def sites_json(account: Account) -> list[dict[str, Any]]:
                     "relative": site.error.relative,
                     "largest": site.error.largest,
                 },
+                **beside.get(site.site, {}),
             }
         rows.append(row)
     return rows

@@ -25,8 +25,9 @@ class Evaluation:
     the same positions, `top1` the share where both have the same likeliest token.
     `nll_difference` is the model's `nll` less the reference's, `nll_difference_stderr` its standard
     error over windows, which both models share (`None`: one window tells nothing of it).
-    These four are `None` without a reference. `seconds` is all the time the scoring took, the
-    reference's and compiling included; `compile_seconds` is the part that went into compiling.
+    These four, and `kl_per_window`, are `None` without a reference. `seconds` is all the time the
+    scoring took, the reference's and compiling included; `compile_seconds` is the part that went
+    into compiling.
     """
 
     nll: float
@@ -38,6 +39,7 @@ class Evaluation:
     top1: float | None = None
     nll_difference: float | None = None
     nll_difference_stderr: float | None = None
+    kl_per_window: tuple[float, ...] | None = None
 
     @property
     def perplexity(self) -> float:
@@ -304,6 +306,7 @@ def _summary(
         count = len(difference)
         extra = {
             "kl": float(per_window[2].mean()),
+            "kl_per_window": tuple(float(x) for x in per_window[2]),
             "top1": float(per_window[3].mean()),
             "nll_difference": float(difference.mean()),
             "nll_difference_stderr": (

@@ -17,6 +17,7 @@ from ._mark import MarkedSite as MarkedSite, Root as Root
 from ._nnx import NNXModel as NNXModel
 from ._observers import (
     Count as Count,
+    Drift as Drift,
     Extremes as Extremes,
     Gram as Gram,
     mean_magnitude as mean_magnitude,

@@ -152,6 +152,24 @@ class Gram:
         return lax.psum(x, axes)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drift:
+    """`(y - x)^T x`, `[*stack, k, k]`, of inputs `x` in a quantized model and `y` in the float one.
+
+    It says how they depart from each other, as far as `x` tells.
+
+    It is `measure`d of two sets of rows, so only calibration, which runs both models, can have it.
+    """
+
+    name: str = "drift"
+
+    def measure(self, x: Any, y: Any) -> Float[Array, "*stack k k"]:
+        return jnp.einsum("...rk,...rl->...kl", y - x, x, precision=lax.Precision.HIGHEST)
+
+    def merge(self, a: Any, b: Any) -> Any:
+        return a + b
+
+
 Observer = Count | Moments | Peak | Extremes | Gram | Histogram
 
 

@@ -5,13 +5,28 @@ otherwise, a recipe also leaves the embedding and the logits, as the libraries t
 they are the first and the last thing a model does to a token, and much of a small model's bytes.
 """
 
+import dataclasses
 import os
 from pathlib import Path
 
+from ..algorithms import AWQ, GPTQ, HQQ, Order, SmoothQuant
 from ..intercept import Recipe, Rule
-from ..numerics import AbsMax, BFLOAT16, Convention, E4M3, INT4, INT8
+from ..numerics import (
+    AbsMax,
+    BFLOAT16,
+    Convention,
+    E4M3,
+    FLOAT16,
+    Format,
+    INT3,
+    INT4,
+    INT8,
+    MinMax,
+    UINT2,
+    UINT4,
+)
 from ..ops import Outliers
-from ..qarray import PER_CHANNEL, Scheme, schemes, Tile
+from ..qarray import PER_CHANNEL, PER_TENSOR, Scheme, schemes, Tile
 from ._names import nearest
 from ._parse import load
 
@@ -35,6 +50,20 @@ _INT4_G64 = Scheme(
     # On SmolLM2-135M the divergence is 0.8 of that of peak / 7.5, which compressed-tensors takes.
     range=AbsMax(convention=Convention.SIGNED),
 )
+
+_INT3_G64 = dataclasses.replace(_INT4_G64, values=INT3)
+
+
+def _with_zeros(values: Format, scale: Format, zero_point: Format) -> Scheme:
+    """Groups of 64 from their least to their largest value."""
+    tile = Tile(contracted=64)
+    return Scheme(values=values, tile=tile, scale=scale, range=MinMax(), zero_point=zero_point)
+
+
+_UINT4_G64 = _with_zeros(UINT4, BFLOAT16, UINT4)
+# Ten times the paper's damping.
+_GPTQ = GPTQ(order=Order.STATIC, damping=0.1)
+_SMOOTHQUANT = SmoothQuant(alpha=0.8)
 
 W8A16 = Recipe(
     name="w8a16",
@@ -116,6 +145,80 @@ NF4_DOUBLE = Recipe(
     rules=(*_LEAVE_ENDS, Rule(match="*", weights=schemes.NF4_DOUBLE)),
 )
 
+GPTQ_W4_SYM_G64 = Recipe(
+    name="gptq_w4_sym_g64",
+    source="GPTQ (Frantar et al. 2022, arXiv:2210.17323) with static groups, on the scheme of "
+    "w4a16_g64, damping 0.1",
+    rules=(*_LEAVE_ENDS, Rule(match="*", weights=_INT4_G64, algorithm=_GPTQ)),
+)
+
+GPTQ_W4_ASYM_G64 = Recipe(
+    name="gptq_w4_asym_g64",
+    source="GPTQ (Frantar et al. 2022, arXiv:2210.17323) with static groups and zero points, "
+    "damping 0.1",
+    rules=(*_LEAVE_ENDS, Rule(match="*", weights=_UINT4_G64, algorithm=_GPTQ)),
+)
+
+GPTQ_W3_SYM_G64 = Recipe(
+    name="gptq_w3_sym_g64",
+    source="GPTQ (Frantar et al. 2022, arXiv:2210.17323) in 3 bits with static groups, the largest "
+    "weight of a group on the lowest code, damping 0.1",
+    rules=(*_LEAVE_ENDS, Rule(match="*", weights=_INT3_G64, algorithm=_GPTQ)),
+)
+
+GPTQ_W2_ASYM_G64 = Recipe(
+    name="gptq_w2_asym_g64",
+    source="GPTQ (Frantar et al. 2022, arXiv:2210.17323) in 2 bits with static groups and zero "
+    "points, as in its table of 2-bit results, damping 0.1",
+    rules=(
+        *_LEAVE_ENDS,
+        Rule(match="*", weights=_with_zeros(UINT2, BFLOAT16, UINT2), algorithm=_GPTQ),
+    ),
+)
+
+AWQ_W4_ASYM_G64 = Recipe(
+    name="awq_w4_asym_g64",
+    source="AWQ (Lin et al. 2024, arXiv:2306.00978): zero points in groups of 64, the loss of the "
+    "whole block, half of the candidates with duo scaling as in AutoAWQ",
+    rules=(*_LEAVE_ENDS, Rule(match="*", weights=_UINT4_G64, scaling=AWQ())),
+)
+
+SMOOTHQUANT_W8A8 = Recipe(
+    name="smoothquant_w8a8",
+    source="SmoothQuant (Xiao et al. 2023, arXiv:2211.10438) with alpha 0.8, the setting for "
+    "models with large outliers, on the scheme of w8a8; wherever factors can be folded",
+    rules=(
+        *_LEAVE_ENDS,
+        Rule(match="*", weights=_INT8, activations=_INT8, scaling=_SMOOTHQUANT),
+    ),
+)
+
+SMOOTHQUANT_W8A8_STATIC = Recipe(
+    name="smoothquant_w8a8_static",
+    source="SmoothQuant (Xiao et al. 2023, arXiv:2211.10438), level O3: activations per tensor, "
+    "static; with alpha 0.8, wherever factors can be folded",
+    rules=(
+        *_LEAVE_ENDS,
+        Rule(
+            match="*",
+            weights=_INT8,
+            activations=Scheme(values=INT8, tile=PER_TENSOR),
+            scaling=_SMOOTHQUANT,
+            static=True,
+        ),
+    ),
+)
+
+HQQ_W4_G64 = Recipe(
+    name="hqq_w4_g64",
+    source="HQQ (Badri and Shaji 2023): zero points from half-quadratic optimization, scale and "
+    "zero point in float16",
+    rules=(
+        *_LEAVE_ENDS,
+        Rule(match="*", weights=_with_zeros(UINT4, FLOAT16, FLOAT16), algorithm=HQQ()),
+    ),
+)
+
 NAMED: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -129,6 +232,14 @@ NAMED: dict[str, Recipe] = {
         MXFP4,
         NVFP4,
         NF4_DOUBLE,
+        GPTQ_W4_SYM_G64,
+        GPTQ_W4_ASYM_G64,
+        GPTQ_W3_SYM_G64,
+        GPTQ_W2_ASYM_G64,
+        AWQ_W4_ASYM_G64,
+        SMOOTHQUANT_W8A8,
+        SMOOTHQUANT_W8A8_STATIC,
+        HQQ_W4_G64,
     )
 }
 """Every named recipe, by its name."""

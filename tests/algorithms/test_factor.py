@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxquant.algorithms._factor import ATTEMPTS, damped_factor
+from jaxquant.algorithms._factor import ATTEMPTS, damped_factor, made_up
 
 
 def test_the_factor_is_that_of_the_damped_matrix():
@@ -39,3 +39,24 @@ def test_damping_of_nothing_grows_from_a_millionth():
     x = np.ones((1, 6), np.float32)
     factor, used = damped_factor(jnp.asarray(x.T @ x), jnp.float32(1.0), 0.0)
     assert 0 <= float(used) <= 1e-3 and bool(jnp.isfinite(factor).all())
+
+
+def test_what_is_made_up_for_gives_the_outputs_of_float_inputs():
+    rng = np.random.default_rng(5)
+    y = rng.standard_normal((400, 12))
+    x = y + 0.2 * y @ rng.standard_normal((12, 12)) + 0.1 * rng.standard_normal((400, 12))
+    w = rng.standard_normal((7, 12))
+    parts = [jnp.asarray(a, jnp.float32) for a in (w, x.T @ x, (y - x).T @ x)]
+    got = np.asarray(made_up(*parts, 0.0), np.float64)
+    # The least squares answer: what `x` can say of `y w^T`.
+    wanted = np.linalg.lstsq(x, y @ w.T, rcond=None)[0].T
+    np.testing.assert_allclose(w + got, wanted, rtol=2e-3, atol=2e-3)
+    before = np.linalg.norm(x @ w.T - y @ w.T)
+    assert np.linalg.norm(x @ (w + got).T - y @ w.T) < 0.6 * before
+
+
+def test_nothing_is_made_up_for_where_inputs_are_the_same_or_say_nothing():
+    w = jnp.ones((3, 4))
+    assert not np.asarray(made_up(w, jnp.eye(4), jnp.zeros((4, 4)), 0.1)).any()
+    broken = -jnp.eye(4)
+    assert not np.asarray(made_up(w, broken, jnp.ones((4, 4)), 0.1)).any()

@@ -164,6 +164,70 @@ def test_tokens_that_do_not_fit(refused, tmp_path, model):
     assert "no .npz file" in line(model / "config.json")
 
 
+CALIBRATED = ("--recipe", "gptq_w4_sym_g64")
+
+
+def test_a_recipe_that_needs_data_and_one_that_needs_none(refused, tmp_path, model, tokens):
+    out = tmp_path / "q"
+    line = refused("quantize", model, out, *CALIBRATED)
+    assert "'gptq_w4_sym_g64' needs data at 14 sites, layers/0/attention/q/kernel#dot" in line
+    assert "Give --calibration FILE: text, or a .npz file" in line
+    line = refused("quantize", model, out, "--recipe", "w8a16", "--calibration", tokens)
+    assert "'w8a16' needs no data" in line and "Leave out --calibration" in line
+    for option in (("--resume",), ("--windows", 3), ("--length", 8), ("--forward", "bfloat16")):
+        line = refused("quantize", model, out, "--recipe", "w8a16", *option)
+        assert f"{option[0]} is about calibration, and there is none" in line
+
+
+def bad_data(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, str]]:
+    """What calibration data may be: a file, and what is said of it."""
+    ids = np.zeros((3, 8), np.int32)
+    found = {
+        "missing": (None, "missing.npz: No such file"),
+        "empty": ({"tokens": ids[:0]}, r"shape \[0, 8\] leave nothing"),
+        "one token": ({"tokens": ids[:, :1]}, r"at least 1 window of at least 2 tokens"),
+        "beyond": ({"tokens": ids + tiny_llama.VOCAB}, "holds 256 at position 0, but the vocab"),
+        "negative": ({"tokens": ids - 1}, "-1 is among these"),
+        "floats": ({"tokens": ids.astype(np.float32)}, r"these are float32\[3, 8\]"),
+        "flat": ({"tokens": ids[0]}, r"these are int32\[8\]"),
+        "other key": ({"ids": ids}, "holds 'ids'. A .npz file with an integer array 'tokens'"),
+    }
+    cases = {}
+    for name, (arrays, sentence) in found.items():
+        path = folder / f"{name}.npz"
+        if arrays is not None:
+            np.savez(path, **arrays)
+        cases[name] = (path, sentence)
+    for name, content, sentence in (
+        ("text.npz", b"words " * 400, "no .npz file"),
+        ("short.txt", b"too short", "9 tokens, which do not fill one window of 512"),
+        ("bytes.txt", b"\xff\xfe" * 600, "is not UTF-8 text .* use a .npz file"),
+        ("none.txt", None, "none.txt: No such file"),
+    ):
+        path = folder / name
+        if content is not None:
+            path.write_bytes(content)
+        cases[name] = (path, sentence)
+    return cases
+
+
+def test_calibration_data_that_does_not_fit(refused, tmp_path, model):
+    for path, sentence in bad_data(tmp_path).values():
+        line = refused("quantize", model, tmp_path / "q", *CALIBRATED, "--calibration", path)
+        assert re.search(sentence, line), line
+
+
+def test_a_model_that_overflows_on_the_data(jaxquant, tmp_path, tokens):
+    # Finite weights, whose outputs are finite too, but not the product of the two.
+    names = [f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up")]
+    arrays = {name: tiny_llama.weights()[name] * np.float32(1e25) for name in names}
+    model = tiny_llama.write_folder(tmp_path / "model", arrays=arrays)
+    ran = jaxquant("quantize", model, tmp_path / "q", *CALIBRATED, "--calibration", tokens)
+    assert ran.code == 2 and ran.err.count("\n") == 1
+    assert "rows of the inputs of layers/0/mlp/down/kernel hold NaN or infinity" in ran.err
+    assert not (tmp_path / "q").exists()
+
+
 def test_text_that_does_not_fit(refused, tmp_path, model):
     path = tmp_path / "a.txt"
     path.write_text("too short")

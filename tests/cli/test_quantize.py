@@ -1,6 +1,7 @@
 """`jaxquant quantize`: the folder, the account of it, and the memory it takes."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -66,6 +67,67 @@ def test_the_table_tells_every_site_within_100_columns(jaxquant, model, tmp_path
         assert 8 < float(row[7]) < 9 and 35 < float(row[8]) < 50
     assert "norm/scale: no site; read by" in ran.out
     assert "most noise in layers/" in summary
+
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+
+
+def test_gptq_from_windows_of_ids(jaxquant, model, tokens, tmp_path):
+    out, file = tmp_path / "q", tmp_path / "q.json"
+    data = ("--calibration", tokens, "--json", file)
+    ran = jaxquant("quantize", model, out, "--recipe", CONFIGS / "gptq_w2_asym_g64.toml", *data)
+    assert ran.code == 0 and ran.err == ""
+    header, *lines = ran.out.splitlines()
+    assert header.split() == ["block", "site", "before", "after", "seconds", "ETA"]
+    rows = [line.split() for line in lines[: 7 * tiny_llama.LAYERS]]
+    assert [row[0] for row in rows] == ["layers/0"] * 7 + ["layers/1"] * 7
+    assert rows[6][1] == "mlp/down/kernel#dot"
+    assert all(len(row) == 6 and float(row[3]) < float(row[2]) for row in rows)
+    assert "14 sites calibrated: on this data their outputs err 0." in ran.out
+    result = json.loads(file.read_text())
+    told = result["calibration"]
+    assert (told["file"], told["windows"], told["length"]) == (str(tokens), 3, 16)
+    assert (told["forward"], told["scalings"], told["unscaled"]) == ("float32", [], [])
+    assert told["compiled"] < 8
+    sites = {site["site"]: site for site in result["sites"]}
+    assert sites["embed/embedding#dot"]["algorithm"] is None
+    site = sites["layers/0/mlp/down/kernel#dot"]
+    assert (site["algorithm"], site["scaling"]) == ("gptq", None)
+    assert site["scheme"] == "uint2+zero g64" and site["folds"] == []
+    assert 0 < site["error"] < site["nearest_error"] and site["seconds"] > 0
+    assert site["errors"]["snr_db"] == site["sqnr_db"]
+    # 48 tokens leave most of 128 columns without a say.
+    assert all(isinstance(note, str) for note in site["notes"])
+    assert not (tmp_path / "q.calibration").exists()
+    opened = open_model(out)
+    assert opened.plan is not None and opened.plan.recipe == "gptq_w2_asym_g64"
+    assert np.isfinite(opened.ready()(np.zeros((1, 4), np.int32))).all()
+
+
+def test_smoothquant_from_text(jaxquant, model, tmp_path):
+    (tmp_path / "a.txt").write_text("In the beginning was the word. " * 20)
+    file = tmp_path / "q.json"
+    data = ("--calibration", tmp_path / "a.txt", "--length", 32, "--windows", 6, "--batch", 3)
+    options = ("--forward", "bfloat16", "--json", file)
+    recipe = ("--recipe", "smoothquant_w8a8_static")
+    ran = jaxquant("quantize", model, tmp_path / "q", *recipe, *data, *options)
+    assert ran.code == 0 and ran.err == ""
+    assert "attention_norm/scale -> attention/{q,k,v}/kernel" in ran.out
+    assert "8 inputs scaled, the factors folded into what makes them" in ran.out
+    result = json.loads(file.read_text())
+    told = result["calibration"]
+    assert (told["windows"], told["length"], told["forward"]) == (6, 32, "bfloat16")
+    assert [row["sites"][0] for row in told["scalings"]][3] == "layers/0/mlp/down/kernel#dot"
+    site = next(row for row in result["sites"] if row["path"].endswith("1/mlp/gate/kernel"))
+    assert (site["algorithm"], site["scaling"]) == ("nearest", "smoothquant")
+    assert site["folds"] == ["layers/1/mlp_norm/scale -> layers/1/mlp/{gate,up}/kernel"]
+    assert (site["nearest_error"], site["error"], site["notes"]) == (None, None, [])
+    assert site["activations"] == "int8 tensor"
+    # What was folded computes what the model did, up to eight bits and fixed ranges.
+    evaluated = tmp_path / "e.json"
+    score = ("--text", tmp_path / "a.txt", "--length", 32, "--against", model, "--json", evaluated)
+    assert jaxquant("evaluate", tmp_path / "q", *score).code == 0
+    assert 0 < json.loads(evaluated.read_text())["kl"] < 1e-2
 
 
 def test_a_folder_of_ours_is_replaced(jaxquant, model, quantized):

@@ -9,8 +9,9 @@ from flax import linen as nn
 
 from jaxquant import recipes
 from jaxquant.algorithms import quantize
+from jaxquant.calibrate import calibrate
 from jaxquant.intercept import plan, Recipe, wrap
-from jaxquant.numerics import E2M1, E4M3, INT4, INT8, NF4
+from jaxquant.numerics import E2M1, E4M3, INT3, INT4, INT8, NF4, UINT2, UINT4
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -42,6 +43,23 @@ WANTED = {
     "mxfp4": (E2M1, None, None),
     "nvfp4": (E2M1, None, None),
     "nf4_double": (NF4, None, None),
+    "gptq_w4_sym_g64": (INT4, None, None),
+    "gptq_w4_asym_g64": (UINT4, None, None),
+    "gptq_w3_sym_g64": (INT3, None, None),
+    "gptq_w2_asym_g64": (UINT2, None, None),
+    "awq_w4_asym_g64": (UINT4, None, None),
+    "smoothquant_w8a8": (INT8, INT8, None),
+    "smoothquant_w8a8_static": (INT8, INT8, None),
+    "hqq_w4_g64": (UINT4, None, None),
+}
+# Name -> what chooses codes and factors, and whether scales of activations are fixed; for those
+# that have any of it.
+CHOOSING = {
+    **dict.fromkeys((name for name in WANTED if name.startswith("gptq")), ("gptq", None, False)),
+    "awq_w4_asym_g64": (None, "awq", False),
+    "smoothquant_w8a8": (None, "smoothquant", False),
+    "smoothquant_w8a8_static": (None, "smoothquant", True),
+    "hqq_w4_g64": ("hqq", None, False),
 }
 
 
@@ -81,7 +99,14 @@ def test_every_recipe_does_what_its_name_says(recipe: Recipe):
     for site in ("embed/embedding#take", "embed/embedding#dot", "head/kernel#dot"):
         assert formats(site) == (ends, None)
     assert not any("norm" in site for site in made.by_site)
-    logits = wrap(model, made).apply(quantize(variables, made), TOKENS)
+    site = made.by_site["layer/kernel#dot"]
+    ways = [x if x is None else x.name for x in (site.algorithm, site.scaling)]
+    assert (*ways, site.static) == CHOOSING.get(recipe.name, (None, None, False))
+    if made.needs_calibration:
+        qvariables = calibrate(model, variables, [(TOKENS,)], made).qvariables
+    else:
+        qvariables = quantize(variables, made)
+    logits = wrap(model, made).apply(qvariables, TOKENS)
     assert jnp.isfinite(logits).all()
 
 
