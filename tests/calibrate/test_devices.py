@@ -13,7 +13,7 @@ from tiny_configs import LLAMA
 
 import jaxquant as jq
 from jaxquant.algorithms import GPTQ, Order
-from jaxquant.calibrate import calibrate, Settings, token_batches
+from jaxquant.calibrate import calibrate, Settings
 from jaxquant.calibrate._devices import Devices, in_units
 from jaxquant.models import Llama
 
