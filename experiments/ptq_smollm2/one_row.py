@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import peers
-from rows import Row, ROWS, SITES
+from rows import quick, Row, ROWS, SITES, SMOOTH_WINDOWS
 from static_sites import site_rows
 from subject import Data, opened, spread, tokens
 
@@ -49,9 +49,13 @@ def main() -> None:
     model = opened()
     calibration, evaluation = tokens(data, model)
     if given.name == SITES:
-        found: dict[str, Any] = {"name": SITES, "sites": site_rows(model, spread(calibration, 32))}
+        found: dict[str, Any] = {
+            "name": SITES,
+            "sites": site_rows(model, spread(calibration, SMOOTH_WINDOWS)),
+        }
     else:
-        found = measured(ROWS[given.name], model, calibration, evaluation, given.forward)
+        row = quick(ROWS[given.name]) if given.quick else ROWS[given.name]
+        found = measured(row, model, calibration, evaluation, given.forward)
     found["tokens"] = {
         "calibration": peers.digest(calibration),
         "evaluation": peers.digest(evaluation),

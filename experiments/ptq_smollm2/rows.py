@@ -61,7 +61,7 @@ class Row:
 
 
 def recipe(name: str, *rules: jq.Rule) -> jq.Recipe:
-    """The rules for linear layers; the embedding, and the logits tied to it, are left."""
+    """The rules, of linear layers alone: the embedding and the logits tied to it are left."""
     return jq.Recipe(name=name, rules=(jq.Rule(match="*embed*"), *rules))
 
 
@@ -122,6 +122,11 @@ FOUR_BITS = (
         algorithm=dataclasses.replace(BEST, order=Order.GROUPED), rounding="sym_round",
     ),
     weights(
+        "sym_gptq_qep", "the same, static act-order, with error-propagating targets (QEP 0.5)", W4,
+        algorithm=dataclasses.replace(BEST, correction=0.5),
+        peer="sym_gptq", rounding="sym_round",
+    ),
+    weights(
         "sym_gptq_damping", "the same, static act-order, damping 1e-4", W4,
         algorithm=dataclasses.replace(BEST, damping=1e-4),
         peer="sym_gptq_damping", rounding="sym_round",
@@ -136,6 +141,11 @@ FOUR_BITS = (
         algorithm=BEST, peer="asym_gptq", rounding="asym_round",
     ),
     weights(
+        "asym_gptq_qep", "the same, with error-propagating targets (QEP 0.5)", A4,
+        algorithm=dataclasses.replace(BEST, correction=0.5),
+        peer="asym_gptq", rounding="asym_round",
+    ),
+    weights(
         "awq", "W4 asym g64, AWQ", A4,
         scaling=AWQ(), windows=AWQ_WINDOWS, peer="awq", rounding="asym_round",
     ),
@@ -146,6 +156,10 @@ FOUR_BITS = (
     weights(
         "awq_gptq", "W4 asym g64, AWQ, then GPTQ as above", A4,
         scaling=AWQ(), algorithm=BEST, rounding="asym_round",
+    ),
+    weights(
+        "awq_gptq_qep", "the same, with error-propagating targets (QEP 0.5)", A4,
+        scaling=AWQ(), algorithm=dataclasses.replace(BEST, correction=0.5), rounding="asym_round",
     ),
     weights("hqq", "W4 g64, HQQ", H4, algorithm=HQQ(), peer="hqq"),
     weights("channel_round", "W4 sym per channel, rounding", CHANNELS, peer="channel_round"),
@@ -221,5 +235,14 @@ KINDS = (
 
 ROWS = {row.name: row for row in (*FOUR_BITS, *FLOATS, *FEWER_BITS, *EIGHT_BITS, *KINDS)}
 QUICK = ("sym_round", "sym_range", "sym_gptq")
+
+
+def quick(row: Row) -> Row:
+    """The row with 6 of the 30 layers quantized, and the rest left as they are."""
+    rules = tuple(jq.Rule(match=m) for m in ("layers/[6-9]/*", "layers/[12]?/*"))
+    made = dataclasses.replace(row.recipe, rules=(*rules, *row.recipe.rules))
+    return dataclasses.replace(row, recipe=made)
+
+
 SITES = "static_sites"
 """The name of the row that is a table of sites."""

@@ -1,4 +1,4 @@
-"""What one scale for a whole tensor, fixed from calibration, does to the inputs of each site."""
+"""What one scale for a whole tensor, fixed from data, does to the input of each site."""
 
 from typing import Any
 

@@ -167,7 +167,7 @@ def summary(made: Calibrated) -> list[str]:
             "much as rounded to nearest (geometric mean)"
         )
     if made.scalings:
-        said.append(f"{len(made.scalings)} inputs scaled, the factors folded into what makes them")
+        said.append(f"{len(made.scalings)} inputs scaled; the rows above say what took the factors")
     if made.unscaled:
         said.append(
             f"{len(made.unscaled)} inputs not scaled, since nothing makes them in proportion: "

@@ -40,6 +40,7 @@ def test_a_uniform_model_scores_the_logarithm_of_its_vocabulary(tokens):
     assert evaluation.perplexity == pytest.approx(VOCAB, rel=1e-5)
     assert evaluation.tokens == WINDOWS * (LENGTH - 1)
     assert evaluation.kl is evaluation.top1 is evaluation.nll_difference is None
+    assert evaluation.kl_per_window is None
 
 
 def test_a_model_against_itself_has_no_divergence_at_all(tokens):
@@ -61,6 +62,8 @@ def test_numpy_finds_the_same(tokens):
     assert evaluation.nll_per_window == pytest.approx(tuple(nll), **near)
     assert evaluation.nll == pytest.approx(nll.mean(), **near)
     assert evaluation.kl == pytest.approx((np.exp(theirs) * (theirs - ours)).sum(-1).mean(), **near)
+    divergence = (np.exp(theirs) * (theirs - ours)).sum(-1).mean(axis=1)
+    assert evaluation.kl_per_window == pytest.approx(divergence, **near)
     assert evaluation.top1 == (ours.argmax(-1) == theirs.argmax(-1)).mean()
     assert evaluation.nll_difference == pytest.approx(difference.mean(), **near)
     expected = difference.std(ddof=1) / np.sqrt(WINDOWS)
