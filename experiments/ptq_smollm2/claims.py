@@ -22,6 +22,7 @@ RATIOS = {
     ("w2_awq_gptq", "w2_round"): 0.8,
     ("nf4_gptq", "nf4"): 1.0,
     ("static_config", "static"): 0.3,
+    ("static_eight", "static"): 0.3,
     ("only_o_static", "only_down_static"): 0.5,
     ("only_gate_up_static", "only_down_static"): 0.5,
     ("only_q_k_v_static", "only_down_static"): 0.5,

@@ -24,14 +24,14 @@ def site_rows(model: OpenedModel, windows: np.ndarray) -> list[dict[str, Any]]:
 
     `error` is `|x - round(x)|^2 / |x|^2` over all values; `bulk_error` is the same over the values
     whose magnitude does not exceed the percentile `BULK`, since a peak that is met exactly may be
-    nearly all of `|x|^2`. 1 means that all of them become 0. `dynamic` tells whether the static
-    recipe leaves the site's ranges to be found token by token.
+    nearly all of `|x|^2`. 1 means that all of them become 0. `dynamic` tells whether `static_eight`
+    leaves the site's ranges to be found token by token.
     """
     histogram = Histogram()
     batches = [(jnp.asarray(window[None], jnp.int32),) for window in windows]
     variables = materialize(model.variables)
     seen = jq.observe(model.model, variables, batches, observers=(Extremes(), histogram))
-    plan = plan_for(model, ROWS["static_config"].recipe)
+    plan = plan_for(model, ROWS["static_eight"].recipe)
     rows = []
     for site, found in seen.items():
         layer, _, kind = site.removesuffix("/kernel#dot").rpartition("/")

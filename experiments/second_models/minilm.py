@@ -2,13 +2,17 @@
 
 import importlib.resources
 import pathlib
+import pydoc_data.topics
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from sides import batched, sides_of
 
 import jaxquant as jq
 from jaxquant import recipes
+from jaxquant.algorithms import AWQ, GPTQ, Order
+from jaxquant.calibrate import Calibrated
 from jaxquant.checkpoint import materialize
 from jaxquant.models import find_minilm, load_bert
 
@@ -43,6 +47,32 @@ W6A16_G64 = jq.Recipe(
             ),
         ),
     ),
+)
+_INT4_G64 = recipes.W4A16_G64.rules[-1].weights
+# Codes or scales chosen from data, on the scheme of w4a16_g64.
+AWQ_W4_SYM_G64 = jq.Recipe(
+    name="awq_w4_sym_g64",
+    source="AWQ on the scheme of w4a16_g64",
+    rules=(_LEAVE, jq.Rule(match="*", weights=_INT4_G64, scaling=AWQ())),
+)
+AWQ_GPTQ_W4_SYM_G64 = jq.Recipe(
+    name="awq_gptq_w4_sym_g64",
+    source="AWQ, then GPTQ, on the scheme of w4a16_g64",
+    rules=(
+        _LEAVE,
+        jq.Rule(
+            match="*",
+            weights=_INT4_G64,
+            scaling=AWQ(),
+            algorithm=GPTQ(order=Order.STATIC, damping=0.1),
+        ),
+    ),
+)
+CALIBRATED = (
+    recipes.GPTQ_W4_SYM_G64,
+    AWQ_W4_SYM_G64,
+    AWQ_GPTQ_W4_SYM_G64,
+    recipes.AWQ_W4_ASYM_G64,
 )
 NAMED = (recipes.W8A16, recipes.W8A8, recipes.FP8, recipes.W4A16_G64)
 LENGTH = 128  # Tokens; what the model was trained with.
@@ -79,6 +109,29 @@ def paragraphs(file: pathlib.Path | None, count: int) -> tuple[str, list[str]]:
     return name, [long[index * len(long) // count] for index in range(count)]
 
 
+def reference_text(count: int) -> list[str]:
+    """Paragraphs to calibrate on: of the reference of the Python language, which Python carries."""
+    texts = [pydoc_data.topics.topics[key] for key in sorted(pydoc_data.topics.topics)]
+    blocks = [" ".join(x.split()) for text in texts for x in text.split("\n\n")]
+    long = list(dict.fromkeys(block for block in blocks if len(block.split()) >= LEAST_WORDS))
+    return [long[index * len(long) // count] for index in range(count)]
+
+
+def site_errors(made: Calibrated) -> dict[str, Any]:
+    """What calibration did to outputs on its own data, summed up."""
+    ratios = [r.error / r.nearest_error for r in made.sites if r.error and r.nearest_error]
+    scaled = [r.loss / r.plain_loss for r in made.scalings if r.loss and r.plain_loss]
+    return {
+        "calibrated": len(ratios),
+        "better": sum(ratio < 1 for ratio in ratios),
+        "median_ratio": float(np.median(ratios)) if ratios else None,
+        "scaled_groups": len(scaled),
+        "scaled_better": sum(ratio < 1 for ratio in scaled),
+        "scaled_median_ratio": float(np.median(scaled)) if scaled else None,
+        "unscaled": len(made.unscaled),
+    }
+
+
 def _joined(lines: list[str]) -> list[str]:
     """Each verse with its successor, 286 of them, which overlap; a chapter's heading is its book
     and number.
@@ -108,8 +161,19 @@ def run(file: pathlib.Path | None, count: int, quick: bool = False) -> dict[str,
     options = {"method": "embed_sentences"}
     rows, reference = [], None
     example = tokens[:batch], mask[:batch]
-    wanted = (recipes.W8A8, W8_G64_A8_ZERO) if quick else (*NAMED, W8_G64_A8_ZERO, W6A16_G64)
-    for side in sides_of(loaded.model, materialize(loaded.variables), wanted, *example, **options):
+    wanted = (*NAMED, W8_G64_A8_ZERO, W6A16_G64, *CALIBRATED)
+    if quick:
+        wanted = (recipes.W8A8, W8_G64_A8_ZERO, recipes.W4A16_G64, recipes.GPTQ_W4_SYM_G64)
+    known = reference_text(40 if quick else 160)
+    ids, there = (np.asarray(x) for x in loaded.tokenize(known, LENGTH))
+    batches = [
+        (jnp.asarray(ids[i : i + batch]), jnp.asarray(there[i : i + batch]))
+        for i in range(0, len(ids), batch)
+    ]
+    sides = sides_of(
+        loaded.model, materialize(loaded.variables), wanted, *example, batches=batches, **options
+    )
+    for side in sides:
         embeddings = batched(side.call, batch, tokens, mask).astype(np.float64)
         if reference is None:
             reference = embeddings
@@ -125,6 +189,7 @@ def run(file: pathlib.Path | None, count: int, quick: bool = False) -> dict[str,
                 "least_cosine": float(cosines.min()),
                 "same_neighbour": float(np.mean(neighbours(embeddings) == neighbours(reference))),
             }
+            | ({} if side.made is None else site_errors(side.made))
         )
     words = float(np.mean([len(text.split()) for text in texts]))
     return {"text": name, "paragraphs": count, "words": words, "rows": rows}

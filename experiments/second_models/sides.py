@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxquant as jq
+from jaxquant.calibrate import calibrate, Calibrated
 from jaxquant.models import variables_inventory
 
 
@@ -21,17 +22,28 @@ class Side:
     bits: float  # A parameter, of all: scales, and what is left in float32, included.
     sites: int
     call: Callable[..., Any]
+    made: Calibrated | None = None  # Where data was needed.
 
 
 def sides_of(
-    model: Any, variables: Any, recipes: Sequence[jq.Recipe], *args: Any, **options: Any
+    model: Any,
+    variables: Any,
+    recipes: Sequence[jq.Recipe],
+    *args: Any,
+    batches: Sequence[tuple[Any, ...]] = (),
+    **options: Any,
 ) -> Iterator[Side]:
-    """float32 first, then each recipe; `args` are an example, `options` go to `apply`."""
+    """float32 first, then each recipe; `args` are an example, `options` go to `apply`.
+
+    `batches` are what recipes that need data are calibrated on.
+    """
     apply = jax.jit(lambda v, *now: model.apply(v, *now, **options))
     yield Side(name="float32", bits=32.0, sites=0, call=lambda *now: apply(variables, *now))
     for recipe in recipes:
-        plan = jq.plan(model, variables, *args, recipe=recipe, **options)
-        held = jq.quantize(variables, plan)
+        plan, made = jq.plan(model, variables, *args, recipe=recipe, **options), None
+        if any(site.algorithm is not None or site.scaling is not None for site in plan.sites):
+            made = calibrate(model, variables, batches, plan)
+        held = jq.quantize(variables, plan) if made is None else made.qvariables
         bits = variables_inventory(held).bits_per_weight
         held, wrapped = jq.prepare(held, plan), jq.wrap(model, plan)
         compiled = jax.jit(lambda v, *now, wrapped=wrapped: wrapped.apply(v, *now, **options))
@@ -40,6 +52,7 @@ def sides_of(
             bits=bits,
             sites=sum(site.weights is not None for site in plan.sites),
             call=lambda *now, compiled=compiled, held=held: compiled(held, *now),
+            made=made,
         )
 
 

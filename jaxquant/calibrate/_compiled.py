@@ -11,7 +11,7 @@ import numpy as np
 from jax.extend import core
 
 from ..intercept import evaluate_step, Step, Value
-from ..intercept._inputs import inputs_of, measure
+from ..intercept._inputs import inputs_of, layout_of, measure
 from ._devices import Devices
 from ._segments import marked, Part, Segment
 
@@ -30,10 +30,7 @@ class Watch:
     @property
     def facts(self) -> str:
         """What the measured rows depend on beside the value: sites of equal facts share them."""
-        use = marked(self.step).use
-        names = sorted((key, str(x)) for key, x in use.eqn.params.items())
-        held = (use.op, use.side, use.weight.axes, use.weight.stored, use.roles)
-        return repr((held, names, self.observers, self.paired))
+        return repr((layout_of(marked(self.step).use), self.observers, self.paired))
 
 
 def in_segment(watch: Watch, segment: Segment) -> Watch:

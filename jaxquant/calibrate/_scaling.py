@@ -113,12 +113,21 @@ class Scaling:
         wanted = {s.site: s.path for s in self.plan.sites if self._scaling(s.site) is not None}
         self.walk.check_reached(wanted)
         count = len(self.walk.segments)
+        # A router reads what its experts read, a level before them: they have the say.
+        level_of = {
+            id(fold): index
+            for index, segment in enumerate(self.walk.segments)
+            for step in segment.sites
+            if (fold := self.folds.get((marked(step).site, marked(step).root))) is not None
+        }
         start = time.perf_counter()
         for index, segment, statistics in self.walk.levels():
             passed = time.perf_counter() - start
             groups: dict[int, tuple[Fold | None, list[Step]]] = {}
             for step in segment.sites:
                 fold = self.folds.get((marked(step).site, marked(step).root))
+                if fold is not None and level_of[id(fold)] != index:
+                    continue
                 if fold is not None:
                     groups.setdefault(id(fold), (fold, []))[1].append(step)
                 elif getattr(self._scaling(marked(step).site), "unfolded", False):
@@ -149,15 +158,23 @@ class Scaling:
         # but for SmoothQuant, which looks at the peaks of all.
         weights = [self._matrix(marked(step).root) for step in steps]
         schemes = [self._leaf(marked(step).root).leaf.scheme for step in steps]
+        rows = weights
+        if fold is not None and len(fold.shape) == 1 and weights[0].ndim > 2:
+            # Experts that read one input: one factor for all of them.
+            found = {**found, **_joined(found)}
+            rows = [w.reshape(-1, w.shape[-1]) for w in weights]
         if isinstance(way, AWQ):
             means = mean_magnitude(found["moments"])
-            candidates = way.candidates(means, weights, group=schemes[0].tile.contracted)
+            candidates = way.candidates(means, rows, group=schemes[0].tile.contracted)
             candidates = _tied(candidates, fold)
             losses = self._block_losses(index, steps, candidates, weights, schemes)
             if losses is None:
-                losses = scaling_losses(candidates, weights, found["gram"], schemes)
+                stack = weights[0].shape[:-2]
+                each = jnp.broadcast_to(candidates, (*stack, *candidates.shape[-2:]))
+                losses = scaling_losses(each, weights, found["gram"], schemes)
+                losses = losses.sum(axis=tuple(range(losses.ndim - candidates.ndim + 1)))
         else:
-            candidates = _tied(way.candidates(found["peak"], weights), fold)
+            candidates = _tied(way.candidates(found["peak"], rows), fold)
             losses = None
             if way.searches:
                 losses = self._smoothed(steps, candidates, weights, schemes, found)
@@ -193,7 +210,16 @@ class Scaling:
     def _smoothed(
         self, steps: list[Step], candidates: Any, weights: Any, schemes: Any, found: Statistics
     ) -> Any:
-        """The error of outputs with both sides rounded, on a sample of rows."""
+        """The error of outputs with both sides rounded, on a sample of rows.
+
+        **Raises:** `PlanError` for experts, of which none sees all rows.
+        """
+        if any(w.ndim > 2 for w in weights):
+            raise PlanError(
+                f"{marked(steps[0]).site} holds several weights side by side, and which rows meet "
+                "which is not known where an alpha is searched for. Give this rule one: "
+                "SmoothQuant(alpha=0.5)."
+            )
         site = self.plan.by_site[marked(steps[0]).site]
         assert site.activations is not None
         x = self.walk.store.get(moving_side(steps[0]), 0)
@@ -233,7 +259,7 @@ class Scaling:
         for s in candidates:
             values = dict(plain)
             for root, w, scheme, leaf in zip(roots, weights, schemes, planned, strict=True):
-                held = _rounded(w, s, scheme)
+                held = _rounded(w, jnp.broadcast_to(s, (*w.shape[:-2], s.size)), scheme)
                 roles = {"contracted": leaf.contracted, "stack": leaf.stack}
                 values[places[root]] = from_matrix(held, leaf.shape, **roles).astype(
                     plain[places[root]].dtype
@@ -256,7 +282,13 @@ def inspected(
         return None
     module = _common([marked(step).root.path for step in steps])
     after = segments[index + 1]
-    last = [s for s in after.sites if marked(s).root.path.startswith(f"{module}/")]
+    # Slices of a stack have one path: the next layer's would be there too.
+    layer = marked(steps[0]).root.steps
+    last = [
+        s
+        for s in after.sites
+        if marked(s).root.path.startswith(f"{module}/") and marked(s).root.steps == layer
+    ]
     if not last:
         return None
     graph = after.part.graph
@@ -284,6 +316,17 @@ def _common(paths: Sequence[str]) -> str:
             break
         shared.append(names[0])
     return "/".join(shared)
+
+
+def _joined(found: Statistics) -> dict[str, Any]:
+    """Statistics of the inputs of all entries of a stack together."""
+    joined: dict[str, Any] = {}
+    if "peak" in found:
+        joined["peak"] = found["peak"].max(axis=tuple(range(found["peak"].ndim - 1)))
+    if "moments" in found:
+        front = tuple(range(found["moments"]["rows"].ndim))
+        joined["moments"] = jax.tree.map(lambda x: x.sum(axis=front), found["moments"])
+    return joined
 
 
 def _tied(candidates: Any, fold: Fold | None) -> Any:

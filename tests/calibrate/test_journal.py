@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxquant as jq
-from jaxquant.calibrate._journal import digest_of, Journal
+from jaxquant.calibrate._journal import digest_of, finished_levels, Journal
 from jaxquant.intercept import Root
 
 IDENTITY = {"plan": "0123", "data": "4567"}
@@ -98,3 +98,25 @@ def test_the_digest_tells_values_shapes_and_dtypes_apart():
     assert len(digests) == 5
     assert digest_of([(np.arange(6, dtype=np.int32),)]) == digest_of([(x,)])
     assert digest_of([(np.float32(1.0),)]) != digest_of([(np.float32(2.0),)])
+
+
+def test_a_folder_of_someone_elses_is_refused(tmp_path):
+    # All that is in the folder goes when the calibration is done.
+    (tmp_path / "notes.txt").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="exists and holds no calibration"):
+            Journal(tmp_path, IDENTITY, resume=resume)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    # What a kill may leave before anything is begun is no one's.
+    (tmp_path / "notes.txt").rename(tmp_path / "calibration.draft")
+    assert finished_levels(Journal(tmp_path, IDENTITY, resume=False).folder) == 0
+
+
+def test_activations_of_a_run_that_was_killed_are_removed(tmp_path):
+    journal = Journal(tmp_path, IDENTITY, resume=False)
+    journal.write(0, results(), [])
+    (tmp_path / "activations-x").mkdir()
+    (tmp_path / "activations-x" / "0-0").write_bytes(b"old")
+    Journal(tmp_path, IDENTITY, resume=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"calibration.json", "level-00000.npz"}
+    assert finished_levels(tmp_path) == 1 and finished_levels(tmp_path / "none") == 0
