@@ -45,15 +45,17 @@ def candidate(
     return recipe("candidate", *left, rest)
 
 
+EIGHT = (*SINKS, 27, 29)
+ELEVEN = (*EIGHT, 6, 13, 17)
 CANDIDATES = {
-    "0.8, 8 layers": candidate((*SINKS, 27, 29)),
+    "0.8, 11 layers": candidate(ELEVEN),
+    "0.8, 15 layers": candidate((*ELEVEN, 7, 8, 21, 25)),
+    "0.6, 11 layers": candidate(ELEVEN, 0.6),
     "0.8, all layers": candidate(tuple(range(30))),
+    "0.8, 8 layers": candidate(EIGHT),
     "0.8, 6 layers": candidate(SINKS),
-    "0.8, 8 layers, 99.999%": candidate((*SINKS, 27, 29), scheme=PERCENTILE),
-    "0.7, 8 layers": candidate((*SINKS, 27, 29), 0.7),
-    "0.6, 8 layers": candidate((*SINKS, 27, 29), 0.6),
-    "not smoothed, 8 layers": candidate((*SINKS, 27, 29), None),
-    "0.8, 3 layers": candidate((2, 11, 28)),
+    "0.8, 8 layers, 99.999%": candidate(EIGHT, scheme=PERCENTILE),
+    "not smoothed, 11 layers": candidate(ELEVEN, None),
 }
 
 
@@ -71,6 +73,7 @@ def main() -> None:
     held = {"held out": spread(whole[cut:], 4), "excerpt": spread(text[len(text) * 3 // 4 :], 4)}
     variables = materialize(model.variables)
     plain = bind(model.model, variables)
+    print(f"| | {' | '.join(held)} |\n|---|---|---|")
     for name, wanted in CANDIDATES.items():
         plan = plan_for(model, wanted)
         batches = token_batches(seen, model.config.vocab_size)
@@ -78,11 +81,8 @@ def main() -> None:
         quantized = jq.wrap(model.model, plan, jq.prepare(made.qvariables, plan))
         windows = np.concatenate(list(held.values()))
         kl = np.asarray(score(quantized, windows, against=plain).kl_per_window)
-        print(
-            f"{name:24s}",
-            *(f"{k} {v.mean():.4f}" for k, v in zip(held, (kl[:4], kl[4:]), strict=True)),
-            flush=True,
-        )
+        means = [f"{part.mean():.4f}" for part in np.split(kl, [len(held["held out"])])]
+        print(f"| {name} | {' | '.join(means)} |", flush=True)
 
 
 if __name__ == "__main__":

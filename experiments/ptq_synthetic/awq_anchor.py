@@ -18,7 +18,7 @@ W4 = Scheme(values=UINT4, tile=G128, range=MinMax(), zero_point=UINT4)
 W3 = Scheme(values=UINT3, tile=G128, range=MinMax(), zero_point=UINT3)
 W4_ROW = Scheme(values=INT4, tile=PER_CHANNEL)
 
-PLAIN = AWQ(ratios=20, duo=Duo.OFF, clip=None)
+PLAIN = AWQ(ratios=20, duo=Duo.OFF)
 """As in the paper, but for clipping, which the figures are without."""
 
 
@@ -48,16 +48,16 @@ CELLS: dict[tuple[str, str], tuple[Any, float | None]] = {
     ("rounding", "4b g128"): (lambda d: rounded(d, W4), 0.01002),
     ("AWQ, 20 ratios", "4b g128"): (lambda d: scaled(d, W4), 0.00566),
     ("AWQ, 6 ratios", "4b g128"): (
-        lambda d: scaled(d, W4, AWQ(ratios=6, duo=Duo.OFF, clip=None)),
+        lambda d: scaled(d, W4, AWQ(ratios=6, duo=Duo.OFF)),
         0.00593,
     ),
     ("AWQ of peaks, 20 ratios", "4b g128"): (lambda d: scaled(d, W4, peaks=True), 0.00568),
-    ("AWQ, duo", "4b g128"): (lambda d: scaled(d, W4, AWQ(duo=Duo.ON, clip=None)), 0.00563),
-    ("AWQ, duo both", "4b g128"): (lambda d: scaled(d, W4, AWQ(clip=None)), None),
+    ("AWQ, duo", "4b g128"): (lambda d: scaled(d, W4, AWQ(duo=Duo.ON)), 0.00563),
+    ("AWQ, duo both", "4b g128"): (lambda d: scaled(d, W4, AWQ()), None),
     ("AWQ, duo both, clip search", "4b g128"): (lambda d: scaled(d, W4, AWQ()), None),
     ("rounding", "4b, a scale a row"): (lambda d: rounded(d, W4_ROW), 0.01808),
     ("AWQ, 6 ratios", "4b, a scale a row"): (
-        lambda d: scaled(d, W4_ROW, AWQ(ratios=6, duo=Duo.OFF, clip=None)),
+        lambda d: scaled(d, W4_ROW, AWQ(ratios=6, duo=Duo.OFF)),
         0.01196,
     ),
     ("rounding", "3b g128"): (lambda d: rounded(d, W3), 0.0444),

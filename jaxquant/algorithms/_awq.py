@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from ..intercept import Gram, Moments
 from ..qarray import dequantize, quantize_array, Scheme
-from ._clip_search import ClipSearch, row_errors
+from ._clip_search import row_errors
 
 LEAST = 1e-4
 """No channel is scaled by less, before scales are brought around 1."""
@@ -43,12 +43,12 @@ class AWQ:
     to 1 with both ends, divided by `sqrt(max s * min s)`. The first is always the identity: by the
     loss that chose it, no result is worse than plain rounding. (AutoAWQ's `duo_scaling` lacks it.)
 
-    `clip` narrows the ranges of weight groups afterwards; `None` leaves them.
+    The paper narrows the ranges of weight groups afterwards: `algorithm=ClipSearch()` in the rules
+    of all but queries and keys, or any other algorithm.
     """
 
     ratios: int = 20
     duo: Duo = Duo.BOTH
-    clip: ClipSearch | None = ClipSearch()
     name: str = dataclasses.field(default="awq", init=False)
 
     def __post_init__(self) -> None:

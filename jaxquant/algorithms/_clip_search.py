@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,7 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ..qarray import dequantize, quantize_array, Scheme
+from ..intercept import Gram
+from ..qarray import dequantize, QArray, quantize_array, Scheme
+from ._matrix import Chosen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,12 +27,13 @@ class ClipSearch:
     Partial outputs leave out what groups add to each other. With `checked`, a row whose whole error
     `d^T G d` became larger than without clipping stays as it was; the reference does not look.
 
-    Queries and keys are not clipped by the reference: whoever calls this leaves them out.
+    Queries and keys are not clipped by the reference: a recipe leaves them out by a rule.
     """
 
     grid: int = 20
     shrink: float = 0.5
     checked: bool = True
+    name: str = dataclasses.field(default="clip_search", init=False)
 
     def __post_init__(self) -> None:
         if self.grid < 1 or not 0 < self.shrink <= 1:
@@ -39,6 +43,22 @@ class ClipSearch:
     def factors(self) -> tuple[float, ...]:
         """From the widest to the narrowest."""
         return tuple(1 - i / self.grid for i in range(max(1, round(self.shrink * self.grid))))
+
+    @property
+    def observers(self) -> tuple[Gram, ...]:
+        return (Gram(),)
+
+    def run(
+        self, w: Float[Array, "*stack n k"], statistics: Mapping[str, Any], scheme: Scheme
+    ) -> Chosen:
+        """Clipped and rounded to nearest: codes and scales in matrix form.
+
+        **Raises:** `ValueError` unless the scheme's tiles lie within rows and fill them.
+        """
+        gram = statistics["gram"]
+        cut = clipped(w.astype(jnp.float32), self.limits(w, gram, scheme))
+        q = _rounded(cut, scheme)
+        return Chosen(codes=q.codes, scale=q.scale, zero_point=q.zero_point, offset=q.offset)
 
     def limits(
         self, w: Float[Array, "*stack n k"], gram: Float[Array, "*stack k k"], scheme: Scheme
@@ -62,6 +82,11 @@ class ClipSearch:
         return self.limits(w, gram, scheme)
 
 
+@functools.partial(jax.jit, static_argnames="scheme")
+def _rounded(w: Any, scheme: Scheme) -> QArray:
+    return quantize_array(w, scheme, contracted=(-1,), stack=tuple(range(w.ndim - 2)))
+
+
 def clipped(
     w: Float[Array, "*stack n k"], limits: Float[Array, "*stack n groups"]
 ) -> Float[Array, "*stack n k"]:
@@ -76,7 +101,7 @@ def _check(scheme: Scheme, shape: tuple[int, ...]) -> None:
         raise ValueError(
             f"A clip search cuts groups within rows of {k} values; the scheme {scheme} shares "
             "scales between rows, or its groups do not fill one. Use Tile(contracted=g) with a "
-            "divisor of the row, or leave the search out: clip=None."
+            "divisor of the row, or leave the search out."
         )
 
 

@@ -170,7 +170,7 @@ def _held(scale: Any, scheme: Scheme) -> Any:
 
 
 def _lopsided(values: Format) -> bool:
-    """Whether a scale below 0 makes other values of the codes."""
+    """Whether one end reaches further, so that a scale below 0 gives the other side more room."""
     return values.signed and values.lowest != -values.highest
 
 

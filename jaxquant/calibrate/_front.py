@@ -15,7 +15,7 @@ from ..intercept._variables import parameters, unstamped
 from ._batches import checked_batches
 from ._devices import Devices, in_units
 from ._driver import CalibratedSite, Quantization, Settings
-from ._journal import digest_of, Journal
+from ._journal import digest_of, Journal, weights_digest
 from ._roots import assembled_state
 from ._scaling import Scaled, Scaling
 from ._store import Store
@@ -48,6 +48,7 @@ def calibrate(
     *,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    keep: bool = False,
     settings: Settings = Settings(),  # noqa: B008  (a frozen value)
     mesh: Mesh | None = None,
     axis: str = "data",
@@ -59,7 +60,8 @@ def calibrate(
     and v of a block, then o, ...), each on what the quantized levels before it put out, so that
     each linear is evaluated once and memory holds one block, its statistics and a bounded part of
     the activations. With a folder `out`, finished levels are kept there, and a calibration that was
-    stopped goes on with `resume`, to the same bytes; the folder is removed when all is done.
+    stopped goes on with `resume`, to the same bytes; the folder is removed when all is done,
+    unless the caller wants to `keep` it until the result is saved.
     With a `mesh`, data are dealt out over the devices along its `axis`, and rows of weights too;
     set `settings.unit` for codes that do not depend on how many these are. `progress` is called
     with each site that is done, its level and the number of levels.
@@ -83,6 +85,7 @@ def calibrate(
         identity = {
             "plan": plan.fingerprint,
             "data": digest_of(data),
+            "weights": weights_digest(parameters(unstamped(variables)[0])),
             "settings": repr(dataclasses.replace(settings, memory=0)),
         }
         if devices is not None and settings.unit is None:
@@ -109,7 +112,7 @@ def calibrate(
     }
     tree, account = quantized_tree(variables, plan, run.results.by_path(), states, account=True)
     assert account is not None
-    if out is not None:
+    if out is not None and not keep:
         shutil.rmtree(out)
     return Calibrated(
         qvariables=tree,

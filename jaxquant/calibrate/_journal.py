@@ -183,5 +183,16 @@ def digest_of(batches: Iterable[tuple[Any, ...]]) -> str:
     return digest.hexdigest()
 
 
+def weights_digest(known: Mapping[str, Any]) -> str:
+    """A digest of parameters by path: shapes, dtypes, and some thousand values of each."""
+    digest = hashlib.sha256()
+    for path, leaf in known.items():
+        host = np.asarray(leaf).reshape(-1)
+        sample = host[:: max(1, host.size // 4096)]
+        digest.update(f"{path}{host.dtype}{tuple(leaf.shape)}".encode())
+        digest.update(_bytes(sample).data)
+    return digest.hexdigest()
+
+
 def _bytes(leaf: Any) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(leaf)).reshape(-1).view(np.uint8)

@@ -282,7 +282,13 @@ def inspected(
         return None
     module = _common([marked(step).root.path for step in steps])
     after = segments[index + 1]
-    last = [s for s in after.sites if marked(s).root.path.startswith(f"{module}/")]
+    # Slices of a stack have one path: the next layer's would be there too.
+    layer = marked(steps[0]).root.steps
+    last = [
+        s
+        for s in after.sites
+        if marked(s).root.path.startswith(f"{module}/") and marked(s).root.steps == layer
+    ]
     if not last:
         return None
     graph = after.part.graph

@@ -77,7 +77,7 @@ def calibrated(
     """The model by `plan`, with a line for each site, and what `--json` says of the run.
 
     `tokens` are those of `read_ids`. Finished levels are kept in a folder beside `OUT`, which is
-    gone afterwards.
+    kept until `finished` is called.
 
     **Raises:** `ValueError` and `OSError` for what cannot be used or written; `KeyboardInterrupt`
     saying how to go on.
@@ -102,6 +102,7 @@ def calibrated(
                 plan,
                 out=folder,
                 resume=arguments.resume,
+                keep=True,
                 settings=Settings(narrow=narrow),
                 progress=told,
             )
@@ -129,6 +130,11 @@ def calibrated(
         "unscaled": list(made.unscaled),
     }
     return made, told_of
+
+
+def finished(out: pathlib.Path) -> None:
+    """Removes what a calibration kept, once its result is written."""
+    shutil.rmtree(run_folder(out), ignore_errors=True)
 
 
 def run_folder(out: pathlib.Path) -> pathlib.Path:

@@ -16,7 +16,7 @@ from .. import recipes
 from ..algorithms import quantize
 from ..intercept import Account, Plan, plan as make_plan, Recipe
 from ..models import is_checkpoint, open_model, OpenedModel, save_model, variables_inventory
-from ._calibrate import calibrated, check_needed, read_ids, site_rows, summary
+from ._calibrate import calibrated, check_needed, finished, read_ids, site_rows, summary
 from ._console import bar, check_json, say, write_json
 from ._inspect import inventory_json, size_text
 
@@ -57,6 +57,7 @@ def run_quantize(arguments: argparse.Namespace) -> None:
     with bar("writing") as progress:
         done = counted(progress, plan)
         save_model(arguments.out, opened, qvariables, plan, account=account, progress=done)
+    finished(arguments.out)
     inventory = variables_inventory(qvariables, account)
     result = {
         "model": str(arguments.model),

@@ -14,13 +14,18 @@ from typing import Any
 
 import msgspec
 
-from ..algorithms import AWQ, GPTQ, HQQ, RangeSearch, SmoothQuant
+from ..algorithms import AWQ, ClipSearch, GPTQ, HQQ, RangeSearch, SmoothQuant
 from ..numerics import Range
 from ..ops import Outliers
 from ._names import known, nearest
 from ._ranges import range_from_text, range_to_data, RangeText
 
-ALGORITHMS: dict[str, type[Any]] = {"gptq": GPTQ, "hqq": HQQ, "range_search": RangeSearch}
+ALGORITHMS: dict[str, type[Any]] = {
+    "clip_search": ClipSearch,
+    "gptq": GPTQ,
+    "hqq": HQQ,
+    "range_search": RangeSearch,
+}
 """What `algorithm` may name."""
 SCALINGS: dict[str, type[Any]] = {"awq": AWQ, "smoothquant": SmoothQuant}
 """What `scaling` may name."""

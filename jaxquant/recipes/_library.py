@@ -9,7 +9,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from ..algorithms import AWQ, GPTQ, HQQ, Order, SmoothQuant
+from ..algorithms import AWQ, GPTQ, HQQ, Order, RangeSearch, SmoothQuant
 from ..intercept import Recipe, Rule
 from ..numerics import (
     AbsMax,
@@ -62,7 +62,7 @@ def _with_zeros(values: Format, scale: Format, zero_point: Format) -> Scheme:
 
 _UINT4_G64 = _with_zeros(UINT4, BFLOAT16, UINT4)
 # Ten times the paper's damping.
-_GPTQ = GPTQ(order=Order.STATIC, damping=0.1)
+_GPTQ = GPTQ(order=Order.STATIC, damping=0.1, search=RangeSearch(), correction=0.5)
 _SMOOTHQUANT = SmoothQuant(alpha=0.8)
 
 W8A16 = Recipe(
@@ -147,29 +147,29 @@ NF4_DOUBLE = Recipe(
 
 GPTQ_W4_SYM_G64 = Recipe(
     name="gptq_w4_sym_g64",
-    source="GPTQ (Frantar et al. 2022, arXiv:2210.17323) with static groups, on the scheme of "
-    "w4a16_g64, damping 0.1",
+    source="GPTQ (Frantar et al. 2022, arXiv:2210.17323) with static groups, damping 0.1 and "
+    "searched ranges, on the scheme of w4a16_g64; half the correction of QEP (arXiv:2504.09629)",
     rules=(*_LEAVE_ENDS, Rule(match="*", weights=_INT4_G64, algorithm=_GPTQ)),
 )
 
 GPTQ_W4_ASYM_G64 = Recipe(
     name="gptq_w4_asym_g64",
     source="GPTQ (Frantar et al. 2022, arXiv:2210.17323) with static groups and zero points, "
-    "damping 0.1",
+    "damping 0.1 and searched ranges; half the correction of QEP (arXiv:2504.09629)",
     rules=(*_LEAVE_ENDS, Rule(match="*", weights=_UINT4_G64, algorithm=_GPTQ)),
 )
 
 GPTQ_W3_SYM_G64 = Recipe(
     name="gptq_w3_sym_g64",
-    source="GPTQ (Frantar et al. 2022, arXiv:2210.17323) in 3 bits with static groups, the largest "
-    "weight of a group on the lowest code, damping 0.1",
+    source="GPTQ (Frantar et al. 2022, arXiv:2210.17323) in 3 bits with static groups, damping 0.1 "
+    "and searched ranges; half the correction of QEP (arXiv:2504.09629)",
     rules=(*_LEAVE_ENDS, Rule(match="*", weights=_INT3_G64, algorithm=_GPTQ)),
 )
 
 GPTQ_W2_ASYM_G64 = Recipe(
     name="gptq_w2_asym_g64",
     source="GPTQ (Frantar et al. 2022, arXiv:2210.17323) in 2 bits with static groups and zero "
-    "points, as in its table of 2-bit results, damping 0.1",
+    "points, damping 0.1 and searched ranges; half the correction of QEP (arXiv:2504.09629)",
     rules=(
         *_LEAVE_ENDS,
         Rule(match="*", weights=_with_zeros(UINT2, BFLOAT16, UINT2), algorithm=_GPTQ),
@@ -180,7 +180,10 @@ AWQ_W4_ASYM_G64 = Recipe(
     name="awq_w4_asym_g64",
     source="AWQ (Lin et al. 2024, arXiv:2306.00978): zero points in groups of 64, the loss of the "
     "whole block, half of the candidates with duo scaling as in AutoAWQ",
-    rules=(*_LEAVE_ENDS, Rule(match="*", weights=_UINT4_G64, scaling=AWQ())),
+    rules=(
+        *_LEAVE_ENDS,
+        Rule(match="*", weights=_UINT4_G64, scaling=AWQ(), algorithm=RangeSearch()),
+    ),
 )
 
 SMOOTHQUANT_W8A8 = Recipe(
@@ -196,14 +199,22 @@ SMOOTHQUANT_W8A8 = Recipe(
 SMOOTHQUANT_W8A8_STATIC = Recipe(
     name="smoothquant_w8a8_static",
     source="SmoothQuant (Xiao et al. 2023, arXiv:2211.10438), level O3: activations per tensor, "
-    "static; with alpha 0.8, wherever factors can be folded",
+    "static; with alpha 0.6, wherever factors can be folded; inputs of down projections, which "
+    "hold the largest peaks, stay dynamic",
     rules=(
         *_LEAVE_ENDS,
+        Rule(
+            match="*down*",
+            weights=_INT8,
+            activations=_INT8,
+            scaling=SmoothQuant(alpha=0.6),
+            optional=True,
+        ),
         Rule(
             match="*",
             weights=_INT8,
             activations=Scheme(values=INT8, tile=PER_TENSOR),
-            scaling=_SMOOTHQUANT,
+            scaling=SmoothQuant(alpha=0.6),
             static=True,
         ),
     ),

@@ -56,7 +56,7 @@ WANTED = {
 # that have any of it.
 CHOOSING = {
     **dict.fromkeys((name for name in WANTED if name.startswith("gptq")), ("gptq", None, False)),
-    "awq_w4_asym_g64": (None, "awq", False),
+    "awq_w4_asym_g64": ("range_search", "awq", False),
     "smoothquant_w8a8": (None, "smoothquant", False),
     "smoothquant_w8a8_static": (None, "smoothquant", True),
     "hqq_w4_g64": ("hqq", None, False),
