@@ -85,7 +85,13 @@ LEAST_COSINE = {
     "w4a16_g64": 0.94,
     "w8g64a8_zero": 0.999,
     "w6a16_g64": 0.99,
+    "gptq_w4_sym_g64": 0.96,
+    "awq_w4_sym_g64": 0.94,
+    "awq_gptq_w4_sym_g64": 0.961,
+    "awq_w4_asym_g64": 0.948,
 }
+# How much nearer to 1 than with rounding, on the same passages: of 0.35, 0.04 and 0.38.
+NEARER = {"gptq_w4_sym_g64": 0.2, "awq_w4_sym_g64": 0.0, "awq_gptq_w4_sym_g64": 0.2}
 
 
 def paragraphs(file: pathlib.Path | None, count: int) -> tuple[str, list[str]]:
@@ -197,9 +203,15 @@ def run(file: pathlib.Path | None, count: int, quick: bool = False) -> dict[str,
 
 def broken(result: dict[str, Any]) -> list[str]:
     """What of the claim does not hold."""
-    return [
-        f"MiniLM {row['recipe']}: mean cosine {row['mean_cosine']:.5f}, "
-        f"{LEAST_COSINE[row['recipe']]} claimed"
-        for row in result["rows"]
-        if not row["mean_cosine"] >= LEAST_COSINE[row["recipe"]]
-    ]
+    found = []
+    (rounded,) = (r["mean_cosine"] for r in result["rows"] if r["recipe"] == "w4a16_g64")
+    for row in result["rows"]:
+        name, cosine = row["recipe"], row["mean_cosine"]
+        if not cosine >= LEAST_COSINE[name]:
+            found.append(f"MiniLM {name}: mean cosine {cosine:.5f}, {LEAST_COSINE[name]} claimed")
+        if name in NEARER and not 1 - cosine < (1 - NEARER[name]) * (1 - rounded):
+            found.append(f"MiniLM {name}: mean cosine {cosine:.5f}, rounding's {rounded:.5f}")
+        for whole, part in (("calibrated", "better"), ("scaled_groups", "scaled_better")):
+            if row.get(whole, 0) != row.get(part, 0):
+                found.append(f"MiniLM {name}: {row[part]} of {row[whole]} are better than rounding")
+    return found

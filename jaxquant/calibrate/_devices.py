@@ -85,7 +85,7 @@ class Devices:
 
     def everywhere(self, x: Any) -> Any:
         """An array as a whole on each device."""
-        return jax.device_put(x, self._sharding())
+        return jax.device_put(x if isinstance(x, jax.Array) else np.asarray(x), self._sharding())
 
     def by_rows(self, w: Any) -> Any:
         """A weight in matrix form, `[*stack, n, k]`, with its rows dealt out where they divide."""

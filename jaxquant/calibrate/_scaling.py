@@ -329,6 +329,24 @@ def _joined(found: Statistics) -> dict[str, Any]:
     return joined
 
 
+def _together(found: Statistics) -> Statistics:
+    """Statistics of all entries of a stack as if they were one."""
+
+    def total(x: Any, own: int, combine: Any = jnp.sum) -> Any:
+        return combine(x, axis=tuple(range(x.ndim - own)))
+
+    whole = {}
+    if "moments" in found:
+        moments = found["moments"]
+        magnitude, rows = total(moments["magnitude"], 1), total(moments["rows"], 0)
+        whole["moments"] = {"magnitude": magnitude, "rows": rows}
+    if "gram" in found:
+        whole["gram"] = total(found["gram"], 2)
+    if "peak" in found:
+        whole["peak"] = total(found["peak"], 1, jnp.max)
+    return whole
+
+
 def _tied(candidates: Any, fold: Fold | None) -> Any:
     """Candidates that the fold can take: one factor for inputs that have to be scaled alike."""
     if fold is None or fold.channels is None:
