@@ -4,6 +4,7 @@ Nothing here may import jaxquant: pytest reads this file before jaxtyping's impo
 and what is imported by then goes unchecked.
 """
 
+import gc
 import importlib.util
 import os
 import pathlib
@@ -25,6 +26,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # No deadline: the first example of a test pays for its compilation. The same examples every time.
 hypothesis.settings.register_profile("jaxquant", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("jaxquant")
+
+
+_MUCH = 2 << 30
+"""Bytes of a process beyond which compiled programs are let go; four of them share a machine."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _room():
+    """Programs that a file of tests compiled go when it is done, if there are many."""
+    yield
+    held = pathlib.Path("/proc/self/statm")
+    if held.is_file() and int(held.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > _MUCH:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -118,11 +118,13 @@ def quantized_tree(
     *,
     key: Any = None,
     account: bool = False,
+    lazily: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[Any, Account | None]:
     """What `quantize` returns, with the parameters in `chosen` (by path) held as given there.
 
-    `states` are arrays that belong to sites, by site id and name.
+    `states` are arrays that belong to sites, by site id and name. With `lazily`, what was to be
+    read when asked for still is: parameters that stay as they are, and parts of `chosen`.
     """
     known = parameters(variables)
     missing = [path for path in plan.by_path if path not in known]
@@ -136,7 +138,7 @@ def quantized_tree(
     def one(path: str | None, leaf: Any) -> Any:
         planned = None if path is None else plan.by_path.get(path)
         if planned is None:
-            return leaf if isinstance(leaf, jax.Array) else _loaded(leaf)
+            return leaf if lazily or isinstance(leaf, jax.Array) else _loaded(leaf)
         own = None if key is None else jax.random.fold_in(key, zlib.crc32(planned.path.encode()))
         algorithm = plan.algorithms.get(planned.path)
         if planned.path in chosen:
@@ -196,7 +198,12 @@ def _given(
     if not measured:
         return q, None
     w = leaf if isinstance(leaf, jax.Array) else jnp.asarray(np.asarray(leaf))
-    return q, error_from(_error_sums(w, q), w, q)
+    read = jax.tree.map(_in_memory, q)
+    return q, error_from(_error_sums(w, read), w, read)
+
+
+def _in_memory(x: Any) -> jax.Array:
+    return x if isinstance(x, jax.Array) else jnp.asarray(np.asarray(x))
 
 
 _error_sums = jax.jit(error_sums)

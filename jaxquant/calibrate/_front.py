@@ -60,8 +60,9 @@ def calibrate(
     and v of a block, then o, ...), each on what the quantized levels before it put out, so that
     each linear is evaluated once and memory holds one block, its statistics and a bounded part of
     the activations. With a folder `out`, finished levels are kept there, and a calibration that was
-    stopped goes on with `resume`, to the same bytes; the folder is removed when all is done,
-    unless the caller wants to `keep` it until the result is saved.
+    stopped goes on with `resume`, to the same bytes; the folder is removed when all is done.
+    With `keep` it stays, and the result's codes in it: they are read whenever they are asked for,
+    as by `save`, so that memory never holds all of them; parameters that were lazy stay so.
     With a `mesh`, data are dealt out over the devices along its `axis`, and rows of weights too;
     set `settings.unit` for codes that do not depend on how many these are. `progress` is called
     with each site that is done, its level and the number of levels.
@@ -110,7 +111,9 @@ def calibrate(
         site: assembled_state(own, plan.by_path[plan.by_site[site].path])
         for site, own in run.states.items()
     }
-    tree, account = quantized_tree(variables, plan, run.results.by_path(), states, account=True)
+    lazily = keep and journal is not None
+    chosen = run.results.lazily() if lazily else run.results.by_path()
+    tree, account = quantized_tree(variables, plan, chosen, states, account=True, lazily=lazily)
     assert account is not None
     if out is not None and not keep:
         shutil.rmtree(out)

@@ -1,5 +1,6 @@
 """The codes that are chosen so far: in memory, or in the journal where there is one."""
 
+import functools
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -8,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..intercept import Plan, Root
+from ..checkpoint import LazyArray
+from ..intercept import LeafPlan, Plan, Root
 from ..qarray import abstract_qarray, QArray
 from ._journal import Journal
 from ._roots import assembled, RootPlan
@@ -66,6 +68,12 @@ class Results:
         """The QArrays of whole parameters, each put together when it is asked for."""
         return _Parameters(self)
 
+    def lazily(self) -> dict[str, QArray]:
+        """As `by_path`, of parts that are read from the journal whenever someone asks for them."""
+        assert self.journal is not None
+        held = self.by_path()
+        return {path: _lazy(held, self.plan.by_path[path]) for path in held}
+
     def roots(self) -> Mapping[str, list[Root]]:
         """Those that codes were chosen for, by the path of their parameter."""
         found: dict[str, list[Root]] = {}
@@ -88,3 +96,21 @@ class _Parameters(Mapping[str, QArray]):
 
     def __len__(self) -> int:
         return len(self._roots)
+
+
+def _lazy(held: Mapping[str, QArray], leaf: LeafPlan) -> QArray:
+    parts, tree = jax.tree.flatten(leaf.abstract)
+
+    def read(number: int) -> np.ndarray:
+        return np.asarray(jax.tree.leaves(held[leaf.path])[number])
+
+    lazy = [
+        LazyArray(
+            shape=tuple(part.shape),
+            dtype=np.dtype(part.dtype),
+            load=functools.partial(read, number),
+            name=leaf.path,
+        )
+        for number, part in enumerate(parts)
+    ]
+    return jax.tree.unflatten(tree, lazy)

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from msgspec.structs import replace
 
 from ..intercept import Account, Plan
@@ -237,7 +238,8 @@ def _tensor(index: int, leaf: Leaf) -> Tensor:
         except (TypeError, ValueError) as error:
             raise type(error)(f"{leaf.path}: {error}") from None
         # Shapes of the canonical layout: its arrays are made one leaf at a time, when written.
-        value = jax.eval_shape(lambda q: relayout(q, CANONICAL), value)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), value)
+        value = jax.eval_shape(lambda q: relayout(q, CANONICAL), shapes)
         nested = isinstance(value.scale, QArray)
         return Tensor(
             **common,
@@ -290,7 +292,7 @@ def _write_group(
     for index in members:
         value = leaves[index].value
         if isinstance(value, QArray):
-            value = relayout(value, CANONICAL)
+            value = relayout(jax.tree.map(_in_memory, value), CANONICAL)
         elif tensors[index].prng is not None:
             value = jax.random.key_data(value)
         held = parts_of(value) if isinstance(value, QArray) else {"plain": value}
@@ -299,6 +301,11 @@ def _write_group(
             arrays[_key(part)] = to_stored(held[role], part.code_bits)
     if arrays:
         write_arrays(folder, arrays)
+
+
+def _in_memory(x: Any) -> jax.Array:
+    """A part of a QArray, read now if it was to be read when asked for."""
+    return x if isinstance(x, jax.Array) else jnp.asarray(np.asarray(x))
 
 
 def _in_group(tensor: Tensor, group: str) -> Tensor:

@@ -11,7 +11,9 @@ from tiny_configs import LLAMA
 import jaxquant as jq
 from jaxquant.algorithms import GPTQ, Order
 from jaxquant.calibrate import calibrate, Inputs, Settings, token_batches
+from jaxquant.checkpoint import LazyArray
 from jaxquant.models import Llama
+from jaxquant.qarray import is_qarray
 
 G8 = jq.Scheme(values=jq.formats.INT3, tile=jq.Tile(contracted=8))
 
@@ -114,6 +116,20 @@ def test_later_levels_see_what_quantized_ones_put_out():
     a, b = ({row.root: row for row in made.sites} for made in (quantized, floats))
     assert a[first].error == b[first].error
     assert a[last].nearest_error != b[last].nearest_error
+
+
+def test_what_is_kept_is_read_from_the_folder_and_saved_the_same(tmp_path):
+    model, variables, batches = llama()
+    plan, plain = run(model, variables, batches)
+    _, kept = run(model, variables, batches, out=tmp_path / "run", keep=True)
+    assert (tmp_path / "run").exists()
+    codes = [x for x in jax.tree.leaves(kept.qvariables, is_leaf=is_qarray) if is_qarray(x)]
+    assert codes and all(isinstance(x, LazyArray) for q in codes for x in jax.tree.leaves(q))
+    assert same(plain.qvariables, kept.qvariables)
+    assert plain.account.errors == kept.account.errors
+    jq.save(tmp_path / "kept", kept.qvariables, plan, account=kept.account)
+    again, _ = jq.load(tmp_path / "kept", template=variables)
+    assert same(again, plain.qvariables)
 
 
 class Stop(Exception):
