@@ -7,8 +7,17 @@ import pytest
 from quantized import normal
 
 from jaxquant.algorithms._clip_search import clipped, ClipSearch, row_errors
+from jaxquant.algorithms._matrix import assemble
 from jaxquant.numerics import INT4, MinMax, UINT3, UINT4
-from jaxquant.qarray import dequantize, PER_CHANNEL, PER_TENSOR, quantize_array, Scheme, Tile
+from jaxquant.qarray import (
+    check_qarray,
+    dequantize,
+    PER_CHANNEL,
+    PER_TENSOR,
+    quantize_array,
+    Scheme,
+    Tile,
+)
 
 K, G = 128, 32
 ASYMMETRIC = Scheme(values=UINT4, tile=Tile(contracted=G), range=MinMax(), zero_point=UINT4)
@@ -148,3 +157,26 @@ def test_cut_values_meet_their_limit():
     w = jnp.asarray([[1.0, -4.0, 0.5, 3.0]])
     np.testing.assert_array_equal(clipped(w, jnp.asarray([[2.0, 1.0]])), [[1.0, -2.0, 0.5, 1.0]])
     assert jax.eval_shape(clipped, w, jnp.ones((1, 2))).shape == w.shape
+
+
+def test_as_an_algorithm_it_rounds_what_it_clipped():
+    rng = np.random.default_rng(8)
+    w = jnp.asarray(rng.standard_t(3, (2, 6, 32)), jnp.float32)
+    x = rng.standard_normal((2, 90, 32)) * rng.lognormal(size=(2, 1, 32))
+    gram = jnp.asarray(np.einsum("stk,stl->skl", x, x), jnp.float32)
+    scheme = Scheme(values=INT4, tile=Tile(contracted=8))
+    chosen = ClipSearch().run(w, {"gram": gram}, scheme)
+    q = assemble(
+        chosen.codes,
+        chosen.scale,
+        shape=w.shape,
+        dtype=w.dtype,
+        scheme=scheme,
+        contracted=(2,),
+        stack=(0,),
+    )
+    check_qarray(q)
+    plain = quantize_array(w, scheme, contracted=(2,), stack=(0,))
+    errors = [np.asarray(row_errors(dequantize(each) - w, gram)) for each in (q, plain)]
+    assert (errors[0] <= errors[1] * (1 + 1e-5)).all()
+    assert errors[0].sum() < 0.97 * errors[1].sum()
