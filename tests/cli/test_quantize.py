@@ -88,7 +88,8 @@ def test_gptq_from_windows_of_ids(jaxquant, model, tokens, tmp_path):
     told = result["calibration"]
     assert (told["file"], told["windows"], told["length"]) == (str(tokens), 3, 16)
     assert (told["forward"], told["scalings"], told["unscaled"]) == ("float32", [], [])
-    assert told["compiled"] < 8
+    # Those of the quantized model, of the float one beside it, and what compares the two.
+    assert told["compiled"] < 16
     sites = {site["site"]: site for site in result["sites"]}
     assert sites["embed/embedding#dot"]["algorithm"] is None
     site = sites["layers/0/mlp/down/kernel#dot"]
