@@ -54,10 +54,10 @@ def run(layers):
 @pytest.mark.slow
 def test_thirty_layers_compile_no_more_than_three():
     compiled, count = run(3)
-    # The first segment, which looks up tokens, and those before o, gate and up, and down; those
-    # before the next layer's q, k and v are like those before gate and up, since the hidden size is
-    # the width here. What comes after the last level is not run.
-    assert LLAMA.hidden == LLAMA.width
+    # The first segment, which looks up tokens, and those before o, gate and up, and down; what is
+    # before the next layer's q, k and v is like what is before gate and up, since o and down are
+    # of one shape here. What comes after the last level is not run.
+    assert LLAMA.hidden == LLAMA.heads * LLAMA.head_dim
     assert compiled == 4
     again, more = run(30)
     assert again == compiled
