@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-from ..numerics import as_bytes, decode, encode, Format
+from ..numerics import as_bytes, Format
+from ..numerics._cast import nearest_in_bytes
 from ..numerics._scale import offset_by
 from ._panels import Panels
 
@@ -58,8 +59,7 @@ class Grid:
             values = jnp.round(jnp.clip(shifted, format.lowest, format.highest))
             codes = values.astype(jnp.int8 if format.signed else jnp.uint8)
         else:
-            held = encode(shifted, format)
-            values, codes = decode(held, format, jnp.float32), as_bytes(held)
+            values, codes = nearest_in_bytes(shifted, format)
         if self.zero is not None:
             values = values - self.zero
         return values * self.scale, codes

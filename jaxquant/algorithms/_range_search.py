@@ -13,7 +13,8 @@ from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from ..intercept import Moments
-from ..numerics import decode, encode, Format
+from ..numerics import decode, Format
+from ..numerics._cast import nearest_in_bytes
 from ..numerics._scale import zero_point as zero_point_of
 from ..qarray import Scheme, tile_shape
 from ..qarray._quantize import stored_scale, stored_zero_point, wanted_scale
@@ -184,8 +185,8 @@ def _round(wide: Any, scale: Any, zero: Any, scheme: Scheme) -> tuple[Any, Any]:
     each = scale[:, None, :, None]
     shifted = wide * (1.0 / each)
     if not values.integer:
-        codes = encode(shifted, values)
-        return decode(codes, values, jnp.float32) * each, codes
+        found, codes = nearest_in_bytes(shifted, values)
+        return found * each, codes
     if zero is None:
         codes = jnp.clip(jnp.round(shifted), values.lowest, values.highest)
         return codes * each, codes.astype(_byte(values))

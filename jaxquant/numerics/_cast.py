@@ -9,6 +9,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
+from ._bytes import as_bytes
 from .formats import Format
 
 # Up to so many entries a table is a tree of selects, which vectorizes; longer ones are looked up.
@@ -36,12 +37,28 @@ def encode(x: Float[Array, "*dims"], format: Format, key: Any = None) -> Shaped[
         # XLA leaves the conversion of NaN to an integer undefined.
         return jnp.where(jnp.isnan(x), 0.0, jnp.round(x)).astype(format.storage)
     if format.storage.kind == "u":
-        return _to_bits(jnp.where(jnp.isnan(x), 0.0, x), format)
+        return _to_bits(jnp.where(jnp.isnan(x), 0.0, x), format).astype(format.storage)
     if format.bits == 4:
         # E2M1 has no NaN, and a cast of one means nothing.
         x = jnp.where(jnp.isnan(x), 0.0, x)
     # Casts to an 8-bit float overflow to NaN (e4m3) or infinity (e5m2): hence the clip above.
     return x.astype(format.storage)
+
+
+def nearest_in_bytes(
+    x: Float[Array, "*dims"], format: Format
+) -> tuple[Float[Array, "*dims"], Shaped[Array, "*dims"]]:
+    """The values nearest to `x` in float32, and their codes, a byte each as `as_bytes` has them.
+
+    As `encode` and `decode`, but no 4-bit float comes in between: of these, XLA's CPU compiler
+    makes invalid code in some loops (jaxlib 0.12).
+    """
+    if format.bits == 4 and format.table is None and not format.integer:
+        within = jnp.clip(x.astype(jnp.float32), format.lowest, format.highest)
+        bits = _to_bits(jnp.where(jnp.isnan(x), 0.0, within), format).astype(jnp.uint8)
+        return _from_bits(bits, format), bits
+    codes = encode(x, format)
+    return decode(codes, format, jnp.float32), as_bytes(codes)
 
 
 def decode(
@@ -109,7 +126,7 @@ def _to_bits(x: Float[Array, "*dims"], format: Format) -> Shaped[Array, "*dims"]
     code = jnp.where(small < 1 << m, small, normal)
     # The sign of -0 is kept, as in casts of the hardware.
     sign = (lax.bitcast_convert_type(x, jnp.int32) < 0).astype(jnp.int32) << (format.bits - 1)
-    return (code | sign).astype(format.storage)
+    return code | sign
 
 
 def _from_bits(codes: Shaped[Array, "*dims"], format: Format) -> Float[Array, "*dims"]:

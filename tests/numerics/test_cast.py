@@ -8,6 +8,7 @@ import pytest
 from code_values import bits_of, code_values, every_value, FLOATS, values_of
 
 from jaxquant.numerics import (
+    as_bytes,
     BFLOAT16,
     BINARY,
     decode,
@@ -18,6 +19,7 @@ from jaxquant.numerics import (
     FORMATS,
     round_at_random,
 )
+from jaxquant.numerics._cast import nearest_in_bytes
 
 pytestmark = pytest.mark.tables
 
@@ -215,3 +217,18 @@ def test_rounding_at_random_goes_to_one_of_two_integers():
 def test_what_has_no_gap_to_choose_in_is_not_rounded_at_random(format: Format):
     with pytest.raises(ValueError, match=f"{format} is not rounded to at random"):
         encode(jnp.ones(3), format, jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", ["E2M1", "E4M3", "NF4", "E3M2", "INT4", "TERNARY"])
+def test_values_and_bytes_at_once_are_those_of_the_two_casts(name):
+    format = FORMATS[name]
+    edges = np.linspace(-1.2 * format.highest, 1.2 * format.highest, 4801)
+    x = jnp.asarray(
+        np.concatenate([edges, [0.0, -0.0, 0.25, -0.75, 2.5, 5.0, np.nan]]), jnp.float32
+    )
+    values, codes = nearest_in_bytes(x, format)
+    if format.bits > 4 and not format.integer and format.table is None:
+        x, values, codes = x[:-1], values[:-1], codes[:-1]  # There NaN stays NaN.
+    held = encode(x, format)
+    np.testing.assert_array_equal(values, decode(held, format, jnp.float32))
+    np.testing.assert_array_equal(codes, as_bytes(held))
