@@ -15,7 +15,7 @@ from jaxtyping import Array
 from ..intercept import Account, LeafPlan, Plan
 from ..intercept._variables import map_leaves, parameters, stamped
 from ..numerics import as_bytes, from_bytes
-from ..qarray import place, QArray, quantize_array, Scheme, WeightError
+from ..qarray import in_memory, place, QArray, quantize_array, Scheme, WeightError
 from ..qarray._error import error_from, error_sums, square_sum
 from ..qarray._sharding import automatic
 from ._matrix import as_matrix, assemble
@@ -198,12 +198,8 @@ def _given(
     if not measured:
         return q, None
     w = leaf if isinstance(leaf, jax.Array) else jnp.asarray(np.asarray(leaf))
-    read = jax.tree.map(_in_memory, q)
+    read = in_memory(q)
     return q, error_from(_error_sums(w, read), w, read)
-
-
-def _in_memory(x: Any) -> jax.Array:
-    return x if isinstance(x, jax.Array) else jnp.asarray(np.asarray(x))
 
 
 _error_sums = jax.jit(error_sums)

@@ -158,7 +158,7 @@ class Quantization:
                     "`unfolded`, or what needs data there."
                 )
             planned = RootPlan(leaf=self.plan.by_path[root.path], root=root)
-            roles: dict[str, Any] = {"contracted": planned.contracted, "stack": planned.stack}
+            roles = planned.roles
             w = root_array(self.known, root)
             matrix = as_matrix(w, **roles).astype(jnp.float32) * s[..., None, :]
             scaled = from_matrix(matrix, planned.shape, **roles).astype(w.dtype)
@@ -223,7 +223,7 @@ class Quantization:
     ) -> tuple[QArray, State, CalibratedSite]:
         """The codes of a site's root, what goes with them, and what there is to tell."""
         site, root = self.plan.by_site[marked(step).site], planned.root
-        roles: dict[str, Any] = {"contracted": planned.contracted, "stack": planned.stack}
+        roles = planned.roles
         algorithm: Any = site.algorithm
         scheme, notes = planned.leaf.scheme, ()
         plain = nearest(w, scheme, **roles)
@@ -278,7 +278,7 @@ class Quantization:
 
     def _state(self, site: SitePlan, planned: RootPlan, w: Any, statistics: Statistics) -> State:
         """What is fixed at a site beside its codes: ranges of inputs, columns of outliers."""
-        roles: dict[str, Any] = {"contracted": planned.contracted, "stack": planned.stack}
+        roles = planned.roles
         state: State = {}
         if site.static and site.activations is not None:
             *stack, _, k = as_matrix(w, **roles).shape
@@ -304,7 +304,7 @@ class Quantization:
         if self.settings.inputs is Inputs.FLOAT or root.path not in self.plan.by_path:
             return root_array(self.known, root)
         planned = RootPlan(leaf=self.plan.by_path[root.path], root=root)
-        roles: dict[str, Any] = {"contracted": planned.contracted, "stack": planned.stack}
+        roles = planned.roles
         if root in self.results:
             q = self.results[root]
             held = (own[root] for own in self.states.values() if root in own)

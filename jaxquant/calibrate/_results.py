@@ -56,8 +56,7 @@ class Results:
                 planned.shape,
                 np.dtype(planned.leaf.dtype),
                 planned.leaf.scheme,
-                contracted=planned.contracted,
-                stack=planned.stack,
+                **planned.roles,
             )
         named = {str(root): struct for root, struct in structs.items()}
         held, rows, states = self.journal.read(level, named)

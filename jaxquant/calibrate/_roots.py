@@ -47,6 +47,11 @@ class RootPlan:
     def stack(self) -> tuple[int, ...]:
         return tuple(i for i, axis in enumerate(self._kept) if axis in self.leaf.stack)
 
+    @property
+    def roles(self) -> dict[str, Any]:
+        """`contracted` and `stack`, as functions of weights take them."""
+        return {"contracted": self.contracted, "stack": self.stack}
+
 
 def assembled(slices: Mapping[Root, QArray], leaf: LeafPlan) -> QArray:
     """The QArray of a parameter from those of its slices.

@@ -204,8 +204,7 @@ class Scaling:
     def _matrix(self, root: Root) -> Any:
         planned = self._leaf(root)
         w = root_array(self.walk.known, root)
-        matrix = as_matrix(w, contracted=planned.contracted, stack=planned.stack)
-        return matrix.astype(jnp.float32)
+        return as_matrix(w, **planned.roles).astype(jnp.float32)
 
     def _smoothed(
         self, steps: list[Step], candidates: Any, weights: Any, schemes: Any, found: Statistics
@@ -260,8 +259,7 @@ class Scaling:
             values = dict(plain)
             for root, w, scheme, leaf in zip(roots, weights, schemes, planned, strict=True):
                 held = _rounded(w, jnp.broadcast_to(s, (*w.shape[:-2], s.size)), scheme)
-                roles = {"contracted": leaf.contracted, "stack": leaf.stack}
-                values[places[root]] = from_matrix(held, leaf.shape, **roles).astype(
+                values[places[root]] = from_matrix(held, leaf.shape, **leaf.roles).astype(
                     plain[places[root]].dtype
                 )
             errors = [_squared(outs(values, n), wanted[n]) for n in batches]

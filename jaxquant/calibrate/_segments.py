@@ -43,7 +43,7 @@ class Segment:
 
 def part_of(graph: Graph, steps: Iterable[Step], outputs: Sequence[int]) -> Part:
     """The part of these moving steps, with what they need that depends on parameters alone."""
-    makers = {value: step for step in graph.steps for value in step.outputs}
+    makers = graph.makers
     wanted: dict[int, Step] = {}
 
     def add(step: Step) -> None:

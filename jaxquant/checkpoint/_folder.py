@@ -19,12 +19,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from msgspec.structs import replace
 
 from ..intercept import Account, Plan
 from ..intercept._variables import states_of, unstamped
-from ..qarray import CANONICAL, check_qarray, QArray, relayout, WeightError
+from ..qarray import CANONICAL, check_qarray, in_memory, QArray, relayout, WeightError
 from ..recipes import scheme_from_dict, scheme_to_dict
 from ._errors import CheckpointError
 from ._integrity import digests, sync, verify
@@ -292,7 +291,7 @@ def _write_group(
     for index in members:
         value = leaves[index].value
         if isinstance(value, QArray):
-            value = relayout(jax.tree.map(_in_memory, value), CANONICAL)
+            value = relayout(in_memory(value), CANONICAL)
         elif tensors[index].prng is not None:
             value = jax.random.key_data(value)
         held = parts_of(value) if isinstance(value, QArray) else {"plain": value}
@@ -301,11 +300,6 @@ def _write_group(
             arrays[_key(part)] = to_stored(held[role], part.code_bits)
     if arrays:
         write_arrays(folder, arrays)
-
-
-def _in_memory(x: Any) -> jax.Array:
-    """A part of a QArray, read now if it was to be read when asked for."""
-    return x if isinstance(x, jax.Array) else jnp.asarray(np.asarray(x))
 
 
 def _in_group(tensor: Tensor, group: str) -> Tensor:

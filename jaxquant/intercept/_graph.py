@@ -90,6 +90,11 @@ class Graph:
         return frozenset(moving)
 
     @functools.cached_property
+    def makers(self) -> dict[int, Step]:
+        """The step that makes each value, if one does."""
+        return {value: step for step in self.steps for value in step.outputs}
+
+    @functools.cached_property
     def users(self) -> dict[int, tuple[Step, ...]]:
         """The steps that read each value."""
         users: dict[int, list[Step]] = {}

@@ -7,6 +7,7 @@ from ._qarray import (
     bytes_held as bytes_held,
     check_qarray as check_qarray,
     dequantize as dequantize,
+    in_memory as in_memory,
     is_qarray as is_qarray,
     QArray as QArray,
 )

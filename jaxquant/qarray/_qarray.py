@@ -143,6 +143,11 @@ def storage_of(q: QArray) -> np.dtype:
     return np.dtype(np.int8) if q.layout.wide else q.scheme.values.storage
 
 
+def in_memory(q: QArray) -> QArray:
+    """`q` with its parts as JAX arrays, where some were to be read when asked for."""
+    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(np.asarray(x)), q)
+
+
 def check_qarray(q: QArray) -> None:
     """Checks what ops rely on.
 

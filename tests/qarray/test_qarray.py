@@ -10,6 +10,7 @@ from jaxquant.qarray import (
     bytes_held,
     check_qarray,
     dequantize,
+    in_memory,
     is_qarray,
     Layout,
     QArray,
@@ -231,3 +232,14 @@ BROKEN = [
 def test_leaves_that_do_not_fit_together_are_named(changes: dict, error: type, message: str):
     with pytest.raises(error, match=message):
         check_qarray(_broken(**changes))
+
+
+def test_parts_that_are_no_jax_arrays_are_read_into_memory():
+    q = quantize_array(normal(8, 4), next(iter(SCHEMES.values())))
+    read = in_memory(jax.tree.map(np.asarray, q))
+    assert jax.tree.structure(read) == jax.tree.structure(q)
+    for a, b in zip(jax.tree.leaves(read), jax.tree.leaves(q), strict=True):
+        assert isinstance(a, jax.Array) and a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    # What is there already is not copied.
+    assert in_memory(q).codes is q.codes
