@@ -2,11 +2,11 @@
 
 import dataclasses
 import functools
-import statistics
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from cells import cell
 from numpy_gptq import raw_inverse
 
 from jaxquant.algorithms import assemble, GPTQ, Order
@@ -138,19 +138,8 @@ def rows() -> list[dict[str, Any]]:
     for method, (measure, anchors) in METHODS.items():
         for (case, (bits, group)), anchor in zip(CASES.items(), anchors, strict=True):
             values = [measure(data, bits, group) for data in drawn]
-            value = statistics.median(values)
-            found.append(
-                {
-                    "method": method,
-                    "case": case,
-                    "value": value,
-                    "lowest": min(values),
-                    "highest": max(values),
-                    "anchor": anchor,
-                    "ratio": None if anchor is None else value / anchor,
-                    "ours": method not in NOT_OURS,
-                }
-            )
+            row = cell(method, case, values, anchor)
+            found.append(row | {"ours": method not in NOT_OURS})
     return found
 
 

@@ -6,11 +6,11 @@ rounding, a scale a token, meets its figure. The other rows are then compared, n
 """
 
 import math
-import statistics
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from cells import cell
 
 from jaxquant.algorithms import known_outliers
 from jaxquant.numerics import INT8
@@ -71,16 +71,5 @@ def rows() -> list[dict[str, Any]]:
     found = []
     for (method, case), (outliers, anchor) in CELLS.items():
         values = [error(w, x, outliers) for w, x in drawn]
-        value = statistics.median(values)
-        found.append(
-            {
-                "method": method,
-                "case": case,
-                "value": value,
-                "lowest": min(values),
-                "highest": max(values),
-                "anchor": anchor,
-                "ratio": None if anchor is None else value / anchor,
-            }
-        )
+        found.append(cell(method, case, values, anchor))
     return found

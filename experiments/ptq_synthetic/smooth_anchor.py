@@ -1,11 +1,11 @@
 """SmoothQuant W8A8 on channels of different size, against published figures."""
 
-import statistics
 from typing import Any
 
 import channels
 import jax.numpy as jnp
 import numpy as np
+from cells import cell
 
 from jaxquant.algorithms import choose, smoothed_losses, SmoothQuant
 from jaxquant.numerics import INT8
@@ -56,16 +56,5 @@ def rows() -> list[dict[str, Any]]:
     found = []
     for (method, case), (how, anchor) in CELLS.items():
         values = [error(data, how, ACTIVATIONS[case]) for data in drawn]
-        value = statistics.median(values)
-        found.append(
-            {
-                "method": method,
-                "case": f"W8A8, {case}",
-                "value": value,
-                "lowest": min(values),
-                "highest": max(values),
-                "anchor": anchor,
-                "ratio": None if anchor is None else value / anchor,
-            }
-        )
+        found.append(cell(method, f"W8A8, {case}", values, anchor))
     return found
