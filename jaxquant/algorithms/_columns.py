@@ -156,9 +156,11 @@ def _inside(
     if isinstance(by, InTurn) and size == walk.panels.group:
         turn = walk.panels.groups - 1 - low // size
         # What the columns would be at best, were none of the group rounded.
-        mended = w + lax.linalg.triangular_solve(
-            own, left, left_side=True, lower=True, transpose_a=True
+        # A solve of the factor alone, and a product: of all rows it would be a solve in one thread.
+        inverse = lax.linalg.triangular_solve(
+            own, jnp.eye(size, dtype=own.dtype), left_side=True, lower=True
         )
+        mended = w + _product(inverse, left)
         grid, new = by.choose(turn, mended)
         kept = jax.tree.map(lambda all, one: _placed(all, one[None], turn), kept, new)
     if depth + 1 == len(sizes):
