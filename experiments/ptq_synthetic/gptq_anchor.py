@@ -102,7 +102,7 @@ def rounding(data: Data, bits: int, group: int) -> float:
 
 
 def _gptq(make: Any = asymmetric, **settings: Any) -> Any:
-    how = GPTQ(measured=False, **settings)
+    how = GPTQ(**settings)
     return lambda data, bits, group: ours(data, how, make(bits, group))
 
 

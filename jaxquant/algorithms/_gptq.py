@@ -67,7 +67,7 @@ class GPTQ:
     damping: float = 0.01
     shrink: float = 0.0
     block: int = 128
-    measured: bool = True
+    measured: bool = False
     search: RangeSearch | None = None
     correction: float = 0.0
     name: str = "gptq"

@@ -258,11 +258,9 @@ class Quantization:
                     state = {"permutation": _unpermuted(chosen.permutation, few)}
         errors: list[float | None] = [None, None]
         if (gram := statistics.get("gram")) is not None:
-            held = [
-                as_matrix(dequantize(plain, jnp.float32), **roles),
-                self._values(q, state, roles),
-            ]
-            errors = [float(_output_error(matrix, each, gram)) for each in held]
+            rounded = as_matrix(dequantize(plain, jnp.float32), **roles)
+            held = (rounded, self._values(q, state, roles))
+            errors = [float(x) for x in _output_errors(matrix, held, gram)]
         row = CalibratedSite(
             site=site.site,
             root=str(root),
@@ -354,8 +352,9 @@ def _unpermuted(permutation: Any, few: np.ndarray) -> Any:
 
 
 @jax.jit
-def _output_error(w: Any, held: Any, gram: Any) -> Any:
+def _output_errors(w: Any, held: tuple[Any, ...], gram: Any) -> list[Any]:
     def size(x: Any) -> Any:
         return jnp.einsum("...nk,...kl,...nl->", x, gram, x)
 
-    return size(held - w) / jnp.maximum(size(w), jnp.finfo(jnp.float32).tiny)
+    whole = jnp.maximum(size(w), jnp.finfo(jnp.float32).tiny)
+    return [size(each - w) / whole for each in held]

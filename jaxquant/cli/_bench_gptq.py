@@ -46,7 +46,7 @@ def gptq_sides(n: int, k: int) -> dict[str, Callable[[], Any] | str]:
     """What to time, by name; a sentence for what is not there. qwix has its first columns."""
     w, gram = gptq_input(n, k)
     held, statistics = jnp.asarray(w), {"gram": jnp.asarray(gram)}
-    ours = GPTQ(measured=False)
+    ours = GPTQ()
     sides: dict[str, Callable[[], Any] | str] = {OURS: lambda: ours.run(held, statistics, SCHEME)}
     some = min(COLUMNS, k)
     if importlib.util.find_spec("qwix") is None:

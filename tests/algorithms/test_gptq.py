@@ -131,7 +131,7 @@ def test_it_is_the_paper_s_in_float64(scheme, order):
 
 def test_losses_are_those_of_the_outputs():
     w, gram = _data()
-    chosen = GPTQ().run(w, {"gram": gram}, G16)
+    chosen = GPTQ(measured=True).run(w, {"gram": gram}, G16)
     for losses, q in (
         (chosen.losses, _values(chosen, G16)),
         (chosen.plain_losses, dequantize(quantize_array(w, G16))),
@@ -144,7 +144,7 @@ def test_losses_are_those_of_the_outputs():
 @pytest.mark.parametrize("order", Order)
 def test_it_loses_on_weights_and_wins_on_outputs(order):
     w, gram = _data()
-    chosen = GPTQ(order=order).run(w, {"gram": gram}, G16)
+    chosen = GPTQ(order=order, measured=True).run(w, {"gram": gram}, G16)
     plain = dequantize(quantize_array(w, G16))
     assert np.square(_values(chosen, G16) - w).sum() > np.square(plain - w).sum()
     assert float(chosen.losses.sum()) < 0.6 * float(chosen.plain_losses.sum())
@@ -222,7 +222,7 @@ def test_two_columns_get_what_is_best_for_the_second_given_the_first():
 def test_a_dead_input_is_rounded_to_nearest_and_said(order):
     w, gram = _data()
     gram = gram.at[5].set(0.0).at[:, 5].set(0.0)
-    chosen = GPTQ(order=order).run(w, {"gram": gram}, CHANNEL)
+    chosen = GPTQ(order=order, measured=True).run(w, {"gram": gram}, CHANNEL)
     wanted = quantize_array(w, CHANNEL)
     np.testing.assert_array_equal(chosen.codes[:, 5], wanted.codes[:, 5])
     assert chosen.notes == ("columns of inputs that were always 0, rounded to nearest: 1",)
@@ -232,7 +232,7 @@ def test_a_dead_input_is_rounded_to_nearest_and_said(order):
 def test_a_gram_matrix_of_rank_one_is_damped_enough():
     w, _ = _data()
     x = np.random.default_rng(0).standard_normal(64).astype(np.float32)
-    chosen = GPTQ().run(w, {"gram": jnp.asarray(np.outer(x, x))}, G16)
+    chosen = GPTQ(measured=True).run(w, {"gram": jnp.asarray(np.outer(x, x))}, G16)
     assert chosen.notes == ()
     assert chosen.losses.sum() < 0.1 * chosen.plain_losses.sum()
 
@@ -281,7 +281,7 @@ def test_bad_input_is_an_error_or_works(change, said):
     gram = change.get("gram", lambda x: x)(gram)
     scheme = change.get("scheme", G16)
     if said is None:
-        assert GPTQ().run(w, {"gram": gram}, scheme).losses is not None
+        assert GPTQ(measured=True).run(w, {"gram": gram}, scheme).losses is not None
         return
     with pytest.raises(ValueError, match=said):
         GPTQ().run(w, {"gram": gram}, scheme)
@@ -344,7 +344,7 @@ def test_it_is_compiled_once_a_shape():
 @pytest.mark.parametrize("order", [Order.STORED, Order.GROUPED])
 def test_schemes_of_every_kind_win_on_outputs(scheme, order):
     w, gram = _data(k=128)
-    chosen = GPTQ(order=order).run(w, {"gram": gram}, scheme)
+    chosen = GPTQ(order=order, measured=True).run(w, {"gram": gram}, scheme)
     q = assemble(
         chosen.codes,
         chosen.scale,
