@@ -31,9 +31,9 @@ class Compiling:
         self.seconds = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._add)
 
-    def _add(self, event: str, seconds: float, **_: Any) -> None:
+    def _add(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event.startswith(COMPILING):
-            self.seconds += seconds
+            self.seconds += duration_secs
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
         }
     else:
         row = quick(ROWS[given.name]) if given.quick else ROWS[given.name]
-        found = measured(row, model, calibration, evaluation, given.forward)
+        found = measured(row, model, calibration, evaluation, row.forward or given.forward)
     found["tokens"] = {
         "calibration": peers.digest(calibration),
         "evaluation": peers.digest(evaluation),

@@ -49,6 +49,7 @@ class Row:
     """`recipe` is what is done; `windows` how many of the calibration windows it sees at most.
 
     `rounding` names the row that rounds to the same bits; `config` the file the recipe is from.
+    `forward` is in what sites multiply while calibrating, where a row says so itself.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Row:
     peer: str | None = None
     rounding: str | None = None
     config: str | None = None
+    forward: str | None = None
 
 
 def recipe(name: str, *rules: jq.Rule) -> jq.Recipe:
@@ -127,7 +129,16 @@ FOUR_BITS = (
         peer="sym_gptq", rounding="sym_round",
     ),
     weights(
-        "sym_gptq_damping", "the same, static act-order, damping 1e-4", W4,
+        "sym_gptq_bf16", "static act-order again, calibrated with products in bfloat16", W4,
+        algorithm=BEST, peer="sym_gptq", rounding="sym_round", forward="bfloat16",
+    ),
+    weights(
+        "sym_gptq_qep_bf16", "QEP 0.5, calibrated with products in bfloat16", W4,
+        algorithm=dataclasses.replace(BEST, correction=0.5),
+        peer="sym_gptq", rounding="sym_round", forward="bfloat16",
+    ),
+    weights(
+        "sym_gptq_damping", "GPTQ, static act-order, damping 1e-4, range search", W4,
         algorithm=dataclasses.replace(BEST, damping=1e-4),
         peer="sym_gptq_damping", rounding="sym_round",
     ),
@@ -184,11 +195,19 @@ FEWER_BITS = (
         "w3_gptq", "W3 sym g64, GPTQ, damping 0.1, range search", W3,
         algorithm=BEST, peer="w3_gptq", rounding="w3_round",
     ),
+    weights(
+        "w3_gptq_qep", "the same, with error-propagating targets (QEP 0.5)", W3,
+        algorithm=dataclasses.replace(BEST, correction=0.5), peer="w3_gptq", rounding="w3_round",
+    ),
     weights("w3_hqq", "W3 g64, HQQ", H3, algorithm=HQQ(), peer="w3_hqq"),
     weights("w2_round", "W2 asym g64, rounding", A2),
     weights(
         "w2_gptq", "W2 asym g64, GPTQ, damping 0.1, range search", A2,
         algorithm=BEST, rounding="w2_round",
+    ),
+    weights(
+        "w2_gptq_qep", "the same, with error-propagating targets (QEP 0.5)", A2,
+        algorithm=dataclasses.replace(BEST, correction=0.5), rounding="w2_round",
     ),
     weights(
         "w2_awq_gptq", "W2 asym g64, AWQ, then GPTQ", A2,

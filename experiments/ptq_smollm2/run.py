@@ -97,7 +97,9 @@ def one_row(name: str, file: pathlib.Path, given: argparse.Namespace) -> bool:
             command += [f"--{option}", str(path.resolve())]
     if given.quick:
         command.append("--quick")
-    return subprocess.run(command, check=False).returncode == 0
+    # As the command line of jaxquant has it: see jaxquant/cli/__init__.py.
+    environment = {"OPENBLAS_THREAD_TIMEOUT": "4", **os.environ}
+    return subprocess.run(command, env=environment, check=False).returncode == 0
 
 
 if __name__ == "__main__":
