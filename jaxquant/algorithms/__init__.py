@@ -23,6 +23,7 @@ from ._matrix import (
     assemble as assemble,
     Chosen as Chosen,
     from_matrix as from_matrix,
+    held_values as held_values,
     matrix_tile as matrix_tile,
 )
 from ._nearest import nearest as nearest, quantize as quantize

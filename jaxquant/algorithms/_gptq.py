@@ -73,12 +73,12 @@ class GPTQ:
     name: str = "gptq"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.order, Order):
+            raise ValueError(f"An order is one of {[str(o) for o in Order]}; got {self.order!r}.")
         if not (math.isfinite(self.damping) and self.damping >= 0):
             raise ValueError(f"Damping is a share of the diagonal, at least 0; got {self.damping}.")
         if not 0 <= self.shrink <= 1:
-            raise ValueError(
-                f"Shrinkage goes from 0 (the Gram matrix) to 1 (its diagonal); got {self.shrink}."
-            )
+            raise ValueError(f"Shrinkage goes from 0 to 1 (a diagonal Gram); got {self.shrink}.")
         if not 0 <= self.correction <= 1:
             raise ValueError(f"A correction goes from 0 (none) to 1; got {self.correction}.")
         if self.block < 1:

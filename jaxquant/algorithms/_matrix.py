@@ -6,14 +6,16 @@ these functions.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from ..numerics._bytes import converted
-from ..qarray import CANONICAL, QArray, Scheme, tile_shape
+from ..qarray import CANONICAL, dequantize, QArray, Scheme, tile_shape
 from ..qarray._qarray import short_tiles, tile_counts
 
 
@@ -179,3 +181,21 @@ def _as_stored(codes: Shaped[Array, "..."], scheme: Scheme) -> Shaped[Array, "..
     if codes.dtype == storage:
         return codes
     return converted(codes, storage)
+
+
+def held_values(
+    q: QArray,
+    state: Mapping[str, Any],
+    *,
+    contracted: tuple[int, ...],
+    stack: tuple[int, ...],
+) -> Float[Array, "*stack n k"]:
+    """What codes stand for where the inputs are those of the model: with the order and the factors
+    taken back that the state of a site (`permutation`, `smoothing`) has its inputs take."""
+    matrix = as_matrix(dequantize(q, jnp.float32), contracted=contracted, stack=stack)
+    if "smoothing" in state:
+        matrix = matrix / state["smoothing"][..., None, :]
+    if "permutation" not in state:
+        return matrix
+    back = jnp.argsort(state["permutation"], axis=-1)[..., None, :]
+    return jnp.take_along_axis(matrix, back, axis=-1)

@@ -16,9 +16,9 @@ from ..intercept import Account, LeafPlan, Plan
 from ..intercept._variables import map_leaves, parameters, stamped
 from ..numerics import as_bytes, from_bytes
 from ..qarray import in_memory, place, QArray, quantize_array, Scheme, WeightError
-from ..qarray._error import error_from, error_sums, square_sum
+from ..qarray._error import array_error, error_from, error_sums, square_sum
 from ..qarray._sharding import automatic
-from ._matrix import as_matrix, assemble
+from ._matrix import as_matrix, assemble, held_values
 
 
 @functools.partial(jax.jit, static_argnames=("scheme", "contracted", "stack"))
@@ -134,6 +134,9 @@ def quantized_tree(
             "Quantize the variables that the plan was made with."
         )
     errors: dict[str, WeightError] = {}
+    state_of: dict[str, dict[str, Any]] = {}
+    for site, state in states.items():
+        state_of.setdefault(plan.by_site[site].path, {}).update(state)
 
     def one(path: str | None, leaf: Any) -> Any:
         planned = None if path is None else plan.by_path.get(path)
@@ -142,7 +145,8 @@ def quantized_tree(
         own = None if key is None else jax.random.fold_in(key, zlib.crc32(planned.path.encode()))
         algorithm = plan.algorithms.get(planned.path)
         if planned.path in chosen:
-            q, error = _given(leaf, planned, chosen[planned.path], account)
+            own_state = state_of.get(planned.path, {})
+            q, error = _given(leaf, planned, chosen[planned.path], account, own_state)
         elif algorithm is not None and not algorithm.observers:
             q, error = _given(leaf, planned, _by_algorithm(leaf, planned, algorithm), account)
         else:
@@ -189,9 +193,12 @@ def _by_algorithm(leaf: Any, planned: LeafPlan, algorithm: Any) -> QArray:
 
 
 def _given(
-    leaf: Any, planned: LeafPlan, q: QArray, measured: bool
+    leaf: Any, planned: LeafPlan, q: QArray, measured: bool, state: Mapping[str, Any] = {}
 ) -> tuple[QArray, WeightError | None]:
-    """A parameter whose codes are chosen already, in place, and its error if that is wanted."""
+    """A parameter whose codes are chosen already, in place, and its error if that is wanted.
+
+    `state` is that of its sites, which may permute or divide what the codes are multiplied with.
+    """
     sharding = getattr(leaf, "sharding", None)
     if isinstance(sharding, jax.sharding.NamedSharding):
         q = place(q, sharding)
@@ -199,6 +206,9 @@ def _given(
         return q, None
     w = leaf if isinstance(leaf, jax.Array) else jnp.asarray(np.asarray(leaf))
     read = in_memory(q)
+    if {"permutation", "smoothing"} & set(state):
+        roles: dict[str, Any] = {"contracted": planned.contracted, "stack": planned.stack}
+        return q, array_error(as_matrix(w, **roles), held_values(read, state, **roles))
     return q, error_from(_error_sums(w, read), w, read)
 
 

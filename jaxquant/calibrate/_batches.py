@@ -11,8 +11,8 @@ import numpy as np
 def checked_batches(batches: Iterable[Any]) -> list[tuple[Any, ...]]:
     """The batches as a list of tuples of arguments.
 
-    **Raises:** `ValueError` if there are none, or if one holds NaN or infinity; `TypeError` for one
-    that is no tuple.
+    **Raises:** `ValueError` if there are none, or if one holds NaN, infinity, or an array of no
+    values; `TypeError` for one that is no tuple.
     """
     result = []
     for number, batch in enumerate(batches):
@@ -22,6 +22,11 @@ def checked_batches(batches: Iterable[Any]) -> list[tuple[Any, ...]]:
                 "For one argument write (tokens,)."
             )
         for leaf in jax.tree.leaves(batch):
+            if np.size(leaf) == 0:
+                raise ValueError(
+                    f"Batch {number} of the calibration data holds an array of shape "
+                    f"{np.shape(leaf)}, with no values. Leave it out."
+                )
             if not jnp.issubdtype(np.asarray(leaf).dtype, jnp.floating):
                 continue
             if not np.isfinite(np.asarray(leaf, np.float64)).all():
@@ -41,9 +46,11 @@ def token_batches(tokens: Any, vocabulary: int, *, size: int = 8) -> list[tuple[
     All batches have one shape where the number of windows has a divisor that is not much smaller
     than `size`; else the last is shorter, and is compiled apart.
 
-    **Raises:** `ValueError` for an empty array, another rank, or ids outside of the vocabulary;
-    `TypeError` if these are not integers.
+    **Raises:** `ValueError` for an empty array, another rank, ids outside of the vocabulary, or a
+    `size` below 1; `TypeError` if tokens are not integers.
     """
+    if size < 1:
+        raise ValueError(f"A batch has at least 1 window; got size={size}.")
     array = np.asarray(tokens)
     if not np.issubdtype(array.dtype, np.integer):
         raise TypeError(f"Tokens are integers, not {array.dtype}. Give ids, not embeddings.")

@@ -15,6 +15,7 @@ from ..algorithms import (
     as_matrix,
     assemble,
     from_matrix,
+    held_values,
     known_outliers,
     nearest,
     static_observers,
@@ -63,6 +64,17 @@ class Settings:
     unit: int | None = None
     sample: int = 2
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.inputs, Inputs):
+            raise ValueError(f"inputs={self.inputs!r} is not one of {[str(i) for i in Inputs]}.")
+        if self.narrow is not None and not jnp.issubdtype(self.narrow, jnp.floating):
+            raise ValueError(f"narrow={self.narrow!r} is no dtype of floats. Give jnp.bfloat16.")
+        if not 0 <= self.least_share <= 1:
+            raise ValueError(f"least_share={self.least_share} is not between 0 and 1.")
+        for name, least in (("memory", 0), ("sample", 1), ("unit", 1)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name}={value} is below {least}.")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibratedSite:
@@ -70,7 +82,8 @@ class CalibratedSite:
 
     `nearest_error` and `error` are relative errors of the site's output on the calibration data,
     `|x (W' - W)|^2 / |x W|^2`, of rounding to nearest and of the codes that were chosen; `None`
-    where no Gram matrix was taken. `notes` say what did not go as usual.
+    where no Gram matrix was taken. `rows` counts the vectors that met the weight. `notes` say what
+    did not go as usual.
     """
 
     site: str
@@ -259,8 +272,14 @@ class Quantization:
         errors: list[float | None] = [None, None]
         if (gram := statistics.get("gram")) is not None:
             rounded = as_matrix(dequantize(plain, jnp.float32), **roles)
-            held = (rounded, self._values(q, state, roles))
+            held = (rounded, held_values(q, state, **roles))
             errors = [float(x) for x in _output_errors(matrix, held, gram)]
+        least, k = int(rows.min()), matrix.shape[-1]
+        if algorithm is not None and "gram" in statistics and least < k:
+            notes += (
+                f"{least} rows for {k} inputs: codes fit these rows, and others less well; give "
+                "more data",
+            )
         row = CalibratedSite(
             site=site.site,
             root=str(root),
@@ -287,16 +306,6 @@ class Quantization:
             state |= known_outliers(matrix, statistics["peak"], site.outliers)
         return state
 
-    def _values(self, q: QArray, state: State, roles: Mapping[str, Any]) -> Any:
-        """What codes stand for, as a matrix whose columns are in the model's order."""
-        matrix = as_matrix(dequantize(q, jnp.float32), **roles)
-        if "smoothing" in state:
-            matrix = matrix / state["smoothing"][..., None, :]
-        if "permutation" not in state:
-            return matrix
-        back = jnp.argsort(state["permutation"], axis=-1)[..., None, :]
-        return jnp.take_along_axis(matrix, back, axis=-1)
-
     def effective(self, root: Root) -> Any:
         """A root as equations see it: what its codes stand for, once they are chosen."""
         if self.settings.inputs is Inputs.FLOAT or root.path not in self.plan.by_path:
@@ -309,7 +318,7 @@ class Quantization:
             state = {name: x for each in held for name, x in each.items()}
             if not {"permutation", "smoothing"} & set(state):
                 return dequantize(q)
-            matrix = self._values(q, state, roles)
+            matrix = held_values(q, state, **roles)
             return from_matrix(matrix, planned.shape, **roles).astype(q.dtype)
         sites = [site for site in self.plan.sites if site.path == root.path]
         w = root_array(self.known, root)

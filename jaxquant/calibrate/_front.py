@@ -1,8 +1,10 @@
 """`calibrate`: from a float model, data and a plan to a quantized tree."""
 
+import ctypes
 import dataclasses
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from jax.sharding import Mesh
 from ..algorithms._nearest import quantized_tree
 from ..intercept import Account, Plan, Root
 from ..intercept._variables import parameters, unstamped
+from ..qarray import is_qarray
 from ._batches import checked_batches
 from ._devices import Devices, in_units
 from ._driver import CalibratedSite, Quantization, Settings
@@ -77,6 +80,14 @@ def calibrate(
     logits = qmodel.apply(made.qvariables, tokens)
     ```
     """
+    if out is None and (resume or keep):
+        raise ValueError("resume and keep are about a folder of the run. Give out=, or neither.")
+    given = parameters(unstamped(variables)[0])
+    if held := [path for path, leaf in given.items() if is_qarray(leaf)]:
+        raise ValueError(
+            f"{held[0]} is quantized already, and {len(held) - 1} other parameters. Calibrate the "
+            "float variables."
+        )
     data = checked_batches(batches)
     if settings.unit is not None:
         data = in_units(data, settings.unit)
@@ -86,7 +97,7 @@ def calibrate(
         identity = {
             "plan": plan.fingerprint,
             "data": digest_of(data),
-            "weights": weights_digest(parameters(unstamped(variables)[0])),
+            "weights": weights_digest(given),
             "settings": repr(dataclasses.replace(settings, memory=0)),
         }
         if devices is not None and settings.unit is None:
@@ -107,6 +118,7 @@ def calibrate(
         run = Quantization(plan, known, settings, journal, progress, devices)
         run.smooth(unfolded)
         programs = run.run(model, variables, data, store)
+    _trim()
     states = {
         site: assembled_state(own, plan.by_path[plan.by_site[site].path])
         for site, own in run.states.items()
@@ -115,6 +127,8 @@ def calibrate(
     chosen = run.results.lazily() if lazily else run.results.by_path()
     tree, account = quantized_tree(variables, plan, chosen, states, account=True, lazily=lazily)
     assert account is not None
+    account = dataclasses.replace(account, notes=_notes(scalings, unscaled, run.rows))
+    _trim()
     if out is not None and not keep:
         shutil.rmtree(out)
     return Calibrated(
@@ -125,3 +139,28 @@ def calibrate(
         unscaled=unscaled,
         compiled=programs.compiled,
     )
+
+
+def _notes(
+    scalings: list[Scaled], unscaled: tuple[str, ...], rows: list[CalibratedSite]
+) -> tuple[str, ...]:
+    """What an account says beside how each weight is held."""
+    notes = [f"scaled by {row.scaling}: {row.fold}" for row in scalings]
+    notes += [
+        f"{root}: its input is not scaled: nothing makes it in proportion" for root in unscaled
+    ]
+    sites: dict[str, list[str]] = {}
+    for row in rows:
+        for note in row.notes:
+            sites.setdefault(note, []).append(row.root)
+    for note, roots in sites.items():
+        others = f" and {len(roots) - 1} more" if len(roots) > 1 else ""
+        notes.append(f"{roots[0]}{others}: {note}")
+    return tuple(notes)
+
+
+def _trim() -> None:
+    """Gives what was freed back to the system: glibc keeps what lies between arrays in use, which
+    after a calibration is some 0.5 GB."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)

@@ -22,6 +22,14 @@ _HEADER = "calibration.json"
 _VERSION = 1
 _DRAFT = ".draft"
 _LEVEL = "level-"
+_TOLD = {
+    "version": "files, of another jaxquant,",
+    "plan": "quantization (the model or the recipe)",
+    "data": "data (--calibration, --windows, --length or --batch)",
+    "weights": "weights",
+    "settings": "settings (Settings, or --forward)",
+}
+"""What a field of the header is to who gave it."""
 
 
 class Journal:
@@ -66,8 +74,8 @@ class Journal:
         for what, now in {"version": _VERSION, **identity}.items():
             if held.get(what) != now:
                 raise ValueError(
-                    f"{self.folder} is a calibration with another {what} ({held.get(what)}, not "
-                    f"{now}). Resume it with what it was started with, or remove the folder."
+                    f"{self.folder} is a calibration with other {_TOLD.get(what, what)}. Resume it "
+                    "with what it was started with, or remove the folder."
                 )
 
     def _file(self, level: int) -> Path:

@@ -220,7 +220,11 @@ class Scaling:
                 "SmoothQuant(alpha=0.5)."
             )
         site = self.plan.by_site[marked(steps[0]).site]
-        assert site.activations is not None
+        if site.activations is None:
+            raise PlanError(
+                f"{site.site} rounds its weights alone, and an alpha is chosen by what rounding "
+                "both sides does. Give its rule activations, or one: SmoothQuant(alpha=0.5)."
+            )
         x = self.walk.store.get(moving_side(steps[0]), 0)
         rows = x.reshape(-1, candidates.shape[-1])[:2048].astype(jnp.float32)
         peak = found["peak"] if site.static else None

@@ -235,5 +235,6 @@ def _check_finite(steps: list[Step], statistics: Statistics) -> None:
         names = ", ".join(str(marked(step).root) for step in steps)
         raise ValueError(
             f"{bad} rows of the inputs of {names} hold NaN or infinity on the calibration data. "
-            "The model overflows before this site, or a parameter there is damaged."
+            "The model overflows before this site, a parameter there is damaged, or what was given "
+            "is nothing the model takes, such as ids beyond the vocabulary."
         )

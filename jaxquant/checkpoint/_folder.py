@@ -64,7 +64,7 @@ def save(
     """Writes a quantized tree and its plan to the folder `path`, and returns the manifest.
 
     A checkpoint that is there is replaced, at one instant and only when the new one is complete.
-    The errors of `account` (which `quantize` gives) are kept for `read_account` and `inspect`.
+    Errors and notes of `account`, which `quantize` gives, stay for `read_account` and `inspect`.
     `extra_files` (a tokenizer, say) and `metadata` (anything that JSON holds) travel along.
     Leaves are packed one by one: memory beside the tree is its largest leaf, or some 100 MB.
     `progress` is called with each path that is written.
@@ -127,6 +127,7 @@ def save(
             plan=plan_to_dict(plan),
             metadata=metadata,
             files=tuple(digests(folder / data)),
+            notes=() if account is None else account.notes,
         )
         draft.write_bytes(encode(manifest))
         sync(draft)

@@ -86,10 +86,11 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: Error | None = None
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a checkpoint holds; `jaxquant.checkpoint.read_manifest` reads it.
 
-    `metadata` is what the caller of `save` gave; `tree` is how the tensors nest.
+    `metadata` is what the caller of `save` gave; `tree` is how the tensors nest; `notes` are those
+    of the account.
     """
 
     format: str
@@ -102,6 +103,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     plan: dict[str, Any]
     metadata: dict[str, Any]
     files: tuple[File, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -190,6 +192,7 @@ def read_account(path: str | os.PathLike[str]) -> Account:
     measured = {t.path: t.error for t in manifest.tensors if t.parameter and t.error is not None}
     return Account(
         plan=plan,
+        notes=manifest.notes,
         errors=tuple(
             (leaf.path, WeightError(relative=error.relative, largest=error.largest))
             for leaf in plan.leaves

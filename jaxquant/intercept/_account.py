@@ -46,6 +46,8 @@ class Account:
     """A plan, and the errors that its weights were measured to have. `print` it.
 
     `errors` are by path, in the order of the plan's leaves; before quantizing there are none.
+    `notes` are what calibration did beside choosing codes: what factors were folded into, inputs
+    that could not be scaled, sites where something did not go as usual.
 
     ```python
     qvariables, account = jq.quantize(variables, plan, account=True)
@@ -56,6 +58,7 @@ class Account:
 
     plan: Plan
     errors: tuple[tuple[str, WeightError], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @functools.cached_property
     def by_path(self) -> dict[str, WeightError]:

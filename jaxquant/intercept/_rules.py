@@ -22,6 +22,8 @@ class Algorithm(Protocol):
     @property
     def observers(self) -> tuple[Any, ...]: ...
 
+    def run(self, w: Any, statistics: Any, scheme: Scheme) -> Any: ...
+
 
 @runtime_checkable
 class Scaling(Protocol):
@@ -35,6 +37,8 @@ class Scaling(Protocol):
 
     @property
     def observers(self) -> tuple[Any, ...]: ...
+
+    def candidates(self, *arguments: Any, **options: Any) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,10 +87,19 @@ class Rule:
                 f"elsewhere={self.elsewhere!r} in the rule {self.match!r}; it is 'error' or "
                 "'dequantize'."
             )
-        for what in ("algorithm", "scaling"):
-            if getattr(self, what) is not None and self.weights is None:
+        for what, kind, such in (
+            ("algorithm", Algorithm, "GPTQ()"),
+            ("scaling", Scaling, "AWQ()"),
+        ):
+            value = getattr(self, what)
+            if value is not None and (isinstance(value, type) or not isinstance(value, kind)):
+                raise TypeError(
+                    f"The rule {self.match!r} has {value!r} as its {what}. Give a value such as "
+                    f"jaxquant.algorithms.{such}."
+                )
+            if value is not None and self.weights is None:
                 raise ValueError(
-                    f"The rule {self.match!r} has the {what} {getattr(self, what)} but no weights "
+                    f"The rule {self.match!r} has the {what} {value} but no weights "
                     f"to quantize. Give it weights, or no {what}."
                 )
         if self.static:

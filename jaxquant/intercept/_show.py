@@ -36,6 +36,8 @@ def account_table(account: Account) -> str:
             )
     for path, ops in plan.others:
         lines += _wrapped(f"{path}: no site; read by {ops}")
+    for note in account.notes:
+        lines += _wrapped(note)
     lines += _wrapped(
         f"{account.quantized} sites quantized, {account.left} left; {account.parameters:,} "
         f"parameters, {size_text(account.bytes_before)} -> {size_text(account.bytes_after)}, "

@@ -103,6 +103,17 @@ def weight_error(w: Any, q: QArray) -> WeightError:
     return error_from(_error_sums(w, q), w, q)
 
 
+def array_error(w: Any, held: Any) -> WeightError:
+    """As `weight_error`, for what is held as the numbers that it stands for."""
+    wide = jnp.asarray(w).astype(jnp.float32)
+    peak = float(jnp.abs(wide).max(initial=0.0))
+    unit = peak if peak > 0 else 1.0
+    off = (held.astype(jnp.float32) - wide) / unit
+    signal, noise = float(square_sum(wide / unit)), float(square_sum(off))
+    relative = math.sqrt(noise / signal) if signal > 0 else 0.0
+    return WeightError(relative=relative, largest=float(jnp.abs(off).max(initial=0.0)) * unit)
+
+
 def error_from(sums: ErrorSums, w: Any, q: QArray) -> WeightError:
     """The error that `sums` (with the factor 1) tell, or that sums of `w` in its own unit tell.
 

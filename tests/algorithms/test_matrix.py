@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxquant as jq
-from jaxquant.algorithms import as_matrix, assemble, from_matrix, matrix_tile
+from jaxquant.algorithms import as_matrix, assemble, from_matrix, held_values, matrix_tile
 from jaxquant.numerics import as_bytes, INT4, MinMax, UINT4
 from jaxquant.qarray import quantize_array, Scheme, schemes, Tile
 
@@ -130,3 +130,19 @@ def test_matrices_come_back(roles):
 def test_a_matrix_of_another_size_is_an_error():
     with pytest.raises(ValueError, match="is not one of an array of shape"):
         from_matrix(jnp.zeros((3, 4)), (4, 4), contracted=(0,))
+
+
+@pytest.mark.parametrize("roles", ROLES)
+def test_state_is_taken_back_from_what_codes_stand_for(roles):
+    shape, contracted, stack = ROLES[roles]
+    rng = np.random.default_rng(0)
+    axes = {"contracted": contracted, "stack": stack}
+    m = as_matrix(jnp.asarray(rng.standard_normal(shape), jnp.float32), **axes)
+    stored = np.broadcast_to(np.arange(m.shape[-1]), (*m.shape[:-2], m.shape[-1]))
+    order = jnp.asarray(rng.permuted(stored, axis=-1))
+    factors = jnp.exp2(jnp.asarray(rng.integers(-2, 3, order.shape), jnp.float32))
+    held = jnp.take_along_axis(m, order[..., None, :], axis=-1) * factors[..., None, :]
+    q = quantize_array(from_matrix(held, shape, **axes), schemes.INT8_CHANNEL, **axes)
+    got = held_values(q, {"permutation": order, "smoothing": factors}, **axes)
+    # Half a step of what was held: up to 4 times as large, and divided by as little as 1/4.
+    np.testing.assert_allclose(got, m, atol=float(jnp.abs(m).max()) * 16 / 254)

@@ -41,6 +41,10 @@ def test_batches_that_cannot_be_used():
         checked_batches([(jnp.zeros(2),), (jnp.array([1.0, np.nan]),)])
     with pytest.raises(ValueError, match="Batch 0 .* NaN"):
         checked_batches([({"x": jnp.array([np.inf], jnp.bfloat16)},)])
+    with pytest.raises(ValueError, match=r"Batch 1 .* shape \(0, 4\), with no values"):
+        checked_batches([(jnp.zeros((1, 4)),), (jnp.zeros((0, 4)),)])
+    with pytest.raises(ValueError, match="at least 1 window; got size=0"):
+        token_batches(np.zeros((1, 4), np.int32), 11, size=0)
 
 
 def test_an_iterator_is_read_once():

@@ -8,6 +8,7 @@ import moe
 import numpy as np
 import pytest
 from flax import nnx
+from jaxtyping import TypeCheckError
 from tiny_configs import LLAMA
 
 import jaxquant as jq
@@ -210,6 +211,32 @@ def test_a_model_with_permuted_inputs_computes_what_its_weights_do():
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
     plain = np.asarray(model(*batches[0]))
     assert np.abs(got - plain).max() > 1e-2
+
+
+def test_the_account_measures_what_permuted_codes_stand_for():
+    variables, (_, made) = parameters(llama()[1]), permuted()
+    held = parameters(effective(made.qvariables))
+    assert made.account.errors
+    for path, error in made.account.errors:
+        w = np.asarray(variables[path], np.float64)
+        wanted = np.linalg.norm(np.asarray(held[path], np.float64) - w) / np.linalg.norm(w)
+        assert error.relative == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"inputs": "float"}, "'float' is not one of"),
+        ({"narrow": "int8"}, "no dtype of floats"),
+        ({"least_share": -3.0}, "not between 0 and 1"),
+        ({"memory": -1}, "memory=-1 is below 0"),
+        ({"sample": 0}, "sample=0 is below 1"),
+        ({"unit": 0}, "unit=0 is below 1"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(fields, said):
+    with pytest.raises((ValueError, TypeCheckError), match=f"{said}|inputs"):
+        Settings(**fields)
 
 
 def test_errors_of_permuted_codes_are_less_than_those_of_rounding():

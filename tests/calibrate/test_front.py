@@ -151,7 +151,7 @@ def test_a_calibration_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, afte
         run(model, variables, batches, out=tmp_path / "run", progress=stop)
     with pytest.raises(ValueError, match="unfinished calibration"):
         run(model, variables, batches, out=tmp_path / "run")
-    with pytest.raises(ValueError, match="another data"):
+    with pytest.raises(ValueError, match="other data"):
         run(model, variables, batches[:1], out=tmp_path / "run", resume=True)
     again = []
     made = run(
@@ -195,6 +195,15 @@ def test_an_expert_that_saw_nothing_is_rounded_and_named():
     starved = [note for held in notes.values() for note in held if "stack" in note]
     # Of equal probabilities the first two are taken.
     assert starved == ["entries 2, 3 of the stack saw too few rows: rounded to nearest"] * 6
+    assert any(note.endswith(f" and 5 more: {starved[0]}") for note in made.account.notes)
+    assert "and 5 more: entries 2, 3 of the stack saw too" in str(made.account)
+
+
+def test_fewer_rows_than_inputs_are_told_of():
+    model, variables, batches = llama()
+    _, made = run(model, variables, [(batches[0][0][:1, :8],)])
+    assert all(row.notes[-1].startswith("8 rows for ") for row in made.sites)
+    assert "8 rows for 32 inputs" in str(made.account)
 
 
 def test_inputs_that_are_not_finite_are_named():
@@ -213,6 +222,17 @@ def test_no_data_is_an_error():
     plan = jq.plan(model, variables, *batches[0], recipe=recipe())
     with pytest.raises(ValueError, match="no calibration data"):
         calibrate(model, variables, [], plan)
+
+
+def test_what_cannot_be_meant_is_an_error():
+    model, variables, batches = llama()
+    plan = jq.plan(model, variables, *batches[0], recipe=recipe())
+    for option in ("resume", "keep"):
+        with pytest.raises(ValueError, match="about a folder"):
+            calibrate(model, variables, batches, plan, **{option: True})
+    plain = _data_free(plan, model, variables, batches)
+    with pytest.raises(ValueError, match="kernel is quantized already, and .* other"):
+        calibrate(model, jq.quantize(variables, plain), batches, plan)
 
 
 def test_a_site_that_data_cannot_be_had_for_is_an_error():

@@ -62,7 +62,7 @@ def test_states_come_back_too(tmp_path):
 
 def test_another_plan_or_other_data_are_refused(tmp_path):
     Journal(tmp_path, IDENTITY, resume=False)
-    with pytest.raises(ValueError, match="another data"):
+    with pytest.raises(ValueError, match="other data"):
         Journal(tmp_path, {**IDENTITY, "data": "8"}, resume=True)
     with pytest.raises(ValueError, match="unfinished calibration. Resume it"):
         Journal(tmp_path, IDENTITY, resume=False)

@@ -141,9 +141,9 @@ def test_what_was_interrupted_goes_on_to_the_same_bytes(
     again = jaxquant(*command(model, small, tokens, out))
     assert again.code == 2 and "unfinished calibration" in again.err and "--resume" in again.err
     other = jaxquant(*command(model, small, tokens, out), "--resume", "--windows", 1)
-    assert other.code == 2 and "another data" in other.err
+    assert other.code == 2 and "other data" in other.err
     narrow = jaxquant(*command(model, small, tokens, out), "--resume", "--forward", "bfloat16")
-    assert narrow.code == 2 and "another settings" in narrow.err
+    assert narrow.code == 2 and "other settings" in narrow.err
     assert sorted(run.iterdir()) == before
     # What was spilled by the one that was killed does not stay.
     (run / "activations-dead").mkdir()

@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 from exact import W8
+from jaxtyping import TypeCheckError
+from methods import Informed, Smooth
 
 import jaxquant as jq
 from jaxquant.ops import Outliers
@@ -60,20 +62,12 @@ def test_rules_of_weights_and_rules_of_products_pass_each_other_by():
 STATIC8 = jq.Scheme(values=jq.INT8, tile=jq.PER_TENSOR)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Chosen:
-    """An algorithm, or a scaling, as rules know it."""
-
-    name: str = "chosen"
-    observers: tuple = (jq.Gram(),)
-
-
 @pytest.mark.parametrize(
     "fields, said",
     [
-        ({"algorithm": Chosen()}, "has the algorithm .* but no weights"),
-        ({"scaling": Chosen()}, "has the scaling .* but no weights"),
-        ({"algorithm": Chosen(), "products": W8}, "has the algorithm .* but no weights"),
+        ({"algorithm": Informed()}, "has the algorithm .* but no weights"),
+        ({"scaling": Smooth()}, "has the scaling .* but no weights"),
+        ({"algorithm": Informed(), "products": W8}, "has the algorithm .* but no weights"),
         ({"weights": W8, "static": True}, "is static but quantizes no activations"),
         ({"weights": W8, "activations": W8, "static": True}, "scales for each token"),
         (
@@ -125,3 +119,19 @@ def test_static_scales_of_the_whole_or_of_channels_are_permitted():
         scheme = dataclasses.replace(STATIC8, tile=tile)
         rule = jq.Rule(match="*", weights=W8, activations=scheme, static=True)
         assert rule.static and hash(rule)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"algorithm": "informed"},
+        {"algorithm": Informed},
+        {"algorithm": Smooth()},
+        {"scaling": Smooth},
+        {"scaling": Informed()},
+    ],
+)
+def test_what_is_no_algorithm_or_no_scaling_is_refused(fields):
+    (what,) = fields
+    with pytest.raises((TypeError, TypeCheckError), match=f"as its {what}|{what}"):
+        jq.Rule(match="*", weights=W8, **fields)

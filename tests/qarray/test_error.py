@@ -16,6 +16,7 @@ from jaxquant.qarray import (
     weight_error,
     WeightError,
 )
+from jaxquant.qarray._error import array_error
 
 
 @pytest.mark.parametrize("values", [INT8, INT4])
@@ -45,6 +46,16 @@ def test_no_error_and_no_signal_are_no_numbers():
     q = quantize_array(zeros, Scheme(values=INT8, tile=PER_CHANNEL), contracted=(0,))
     assert weight_error(zeros, q) == WeightError(relative=0.0, largest=0.0)
     assert weight_error(zeros, q).sqnr_db is None
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0**-100, 2.0**90])
+def test_numbers_are_measured_as_codes_are(factor):
+    w = jax.random.normal(jax.random.key(0), (64, 32)) * factor
+    q = quantize_array(w, Scheme(values=INT4, tile=PER_CHANNEL), contracted=(0,))
+    wanted, error = weight_error(w, q), array_error(w, dequantize(q))
+    assert error.relative == pytest.approx(wanted.relative, rel=1e-5)
+    assert error.largest == pytest.approx(wanted.largest, rel=1e-5)
+    assert array_error(jnp.zeros(3), jnp.zeros(3)) == WeightError(relative=0.0, largest=0.0)
 
 
 def test_another_shape_is_refused():

@@ -36,6 +36,9 @@ class Informed:
     def observers(self):
         return (jq.Gram(),)
 
+    def run(self, w, statistics, scheme):
+        raise NotImplementedError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Free:
@@ -44,6 +47,9 @@ class Free:
     rounds: int = 20
     name: str = dataclasses.field(default="free", init=False)
     observers: tuple = dataclasses.field(default=(), init=False)
+
+    def run(self, w, statistics, scheme):
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,9 @@ class Smooth:
     @property
     def observers(self):
         return (jq.Peak(),)
+
+    def candidates(self, peak, weights):
+        raise NotImplementedError
 
 
 ALGORITHMS = {"informed": Informed, "free": Free}
