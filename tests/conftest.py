@@ -14,8 +14,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# As in jaxquant/cli/__init__.py; with several workers on a machine, more so.
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+# Threads of OpenBLAS wait by spinning (see jaxquant/cli/__init__.py), on cores of other workers.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import hypothesis
 import jax

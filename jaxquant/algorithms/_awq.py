@@ -110,9 +110,13 @@ def weight_size(
     total, rows = jnp.float32(0), 0
     for w in weights:
         size = jnp.abs(w.astype(jnp.float32))
-        cut = size.reshape(*size.shape[:-1], -1, group or size.shape[-1])
+        k = size.shape[-1]
+        width = group or k
+        # Zeros fill up a short last group.
+        whole = jnp.pad(size, [(0, 0)] * (size.ndim - 1) + [(0, -k % width)])
+        cut = whole.reshape(*size.shape[:-1], -1, width)
         cut = cut / (cut.max(axis=-1, keepdims=True) + np.float32(1e-6))
-        total = total + cut.reshape(size.shape).sum(axis=-2)
+        total = total + cut.reshape(whole.shape)[..., :k].sum(axis=-2)
         rows += size.shape[-2]
     return total / np.float32(rows)
 

@@ -55,7 +55,8 @@ def made_up(
     """
     mean = jnp.diagonal(gram).mean()
     ridge = np.float32(max(damping, 1e-4)) * jnp.where(mean == 0, 1.0, mean)
-    factor = jax.scipy.linalg.cho_factor(gram + ridge * jnp.eye(len(gram)), lower=True)
+    damped = gram + ridge * jnp.eye(len(gram), dtype=gram.dtype)
+    factor = jax.scipy.linalg.cho_factor(damped, lower=True)
     wanted = jnp.matmul(w, drift, precision=lax.Precision.HIGHEST)
     found = jax.scipy.linalg.cho_solve(factor, wanted.T).T
     return jnp.where(jnp.isfinite(found).all(), found, 0.0)

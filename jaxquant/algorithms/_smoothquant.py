@@ -79,14 +79,15 @@ def scales(
 ) -> Float[Array, "*stack k"]:
     """What the inputs are divided by and the weights multiplied with.
 
-    A channel whose scale is not finite stays as it is.
+    A channel whose scale is not finite stays as it is, and so does one whose inputs were all 0:
+    other data may drive it.
     """
     widest = functools.reduce(
         jnp.maximum, (jnp.abs(w.astype(jnp.float32)).max(axis=-2) for w in weights)
     )
     s = peak.astype(jnp.float32) ** alpha / jnp.maximum(widest, LEAST) ** (1 - alpha)
     s = jnp.maximum(s, LEAST)
-    return jnp.where(jnp.isfinite(s), s, 1.0)
+    return jnp.where(jnp.isfinite(s) & (peak > 0), s, 1.0)
 
 
 def smoothed_losses(

@@ -16,6 +16,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ..intercept._trace import is_array
+
 Batch = tuple[Any, ...]
 
 
@@ -88,8 +90,11 @@ class Devices:
         return jax.device_put(x if isinstance(x, jax.Array) else np.asarray(x), self._sharding())
 
     def by_rows(self, w: Any) -> Any:
-        """A weight in matrix form, `[*stack, n, k]`, with its rows dealt out where they divide."""
-        if w.shape[-2] % self.count:
+        """A weight in matrix form, `[*stack, n, k]`, with its rows dealt out where they divide.
+
+        With a unit it is whole everywhere: products of fewer rows add up in another order.
+        """
+        if self.unit is not None or w.shape[-2] % self.count:
             return self.everywhere(w)
         return jax.device_put(w, self._sharding(*[None] * (w.ndim - 2), self.axis))
 
@@ -128,7 +133,8 @@ def _entry(tree: Any, index: Any) -> Any:
 
 
 def leaves_of(batch: Batch) -> list[Any]:
-    return [jnp.asarray(x) for x in jax.tree.leaves(batch)]
+    """The arrays of a batch; numbers and flags of Python decide what is traced."""
+    return [jnp.asarray(x) for x in jax.tree.leaves(batch) if is_array(x)]
 
 
 def _shapes(batch: Batch) -> Any:

@@ -1,7 +1,6 @@
 """Choosing codes level by level, each linear evaluated once, on what quantized levels put out."""
 
 import dataclasses
-import enum
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,50 +29,9 @@ from ._journal import Journal
 from ._results import ALWAYS, Results
 from ._roots import replaced, root_array, RootPlan
 from ._segments import marked, Segment
+from ._settings import Inputs, Settings
 from ._store import Store
 from ._walk import Statistics, Walk
-
-
-class Inputs(enum.Enum):
-    """What sites see while those after them are calibrated.
-
-    `QUANTIZED`: what the weights that are chosen already make of the data, as GPTQ does; later
-    layers make up for the errors of earlier ones. `FLOAT`: what the float model makes of it.
-    """
-
-    QUANTIZED = "quantized"
-    FLOAT = "float"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a calibration runs; none of these says what is done to a site.
-
-    `memory` bounds the bytes of activations held in memory; more of them go to files. `narrow` is
-    a dtype in which sites multiply while calibrating, with sums in float32 (`None`: as the model
-    does). Experts that saw fewer rows than `least_share` of what an expert saw on average are
-    rounded to nearest. `unit` is how many windows, the leading axis of a batch's arrays, a device
-    runs at once: then codes are the same to the bit on any number of devices (`None`: batches as
-    they come). `sample` is on how many batches scalings compare the outputs of a block.
-    """
-
-    inputs: Inputs = Inputs.QUANTIZED
-    memory: int = 4 << 30
-    narrow: Any = None
-    least_share: float = 0.05
-    unit: int | None = None
-    sample: int = 2
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.inputs, Inputs):
-            raise ValueError(f"inputs={self.inputs!r} is not one of {[str(i) for i in Inputs]}.")
-        if self.narrow is not None and not jnp.issubdtype(self.narrow, jnp.floating):
-            raise ValueError(f"narrow={self.narrow!r} is no dtype of floats. Give jnp.bfloat16.")
-        if not 0 <= self.least_share <= 1:
-            raise ValueError(f"least_share={self.least_share} is not between 0 and 1.")
-        for name, least in (("memory", 0), ("sample", 1), ("unit", 1)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ValueError(f"{name}={value} is below {least}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,6 +102,7 @@ class Quantization:
             twin=self._needs_twin(),
         )
         walk.check_reached({s.site: s.path for s in self.plan.sites if needs_data(s)})
+        _check_read_once(walk.segments)
         journal, count = self.journal, len(walk.segments)
         start = time.perf_counter()
         for index, segment, statistics in walk.levels(
@@ -164,11 +123,11 @@ class Quantization:
         """
         for (name, root), s in factors.items():
             site = self.plan.by_site[name]
-            if needs_data(site):
+            if needs_data(site) or site.algorithm is not None:
                 raise PlanError(
                     f"Nothing takes the factors of {name}, and inputs that are divided at run time "
-                    "go with no calibrated algorithm and no static activations. Leave out "
-                    "`unfolded`, or what needs data there."
+                    "go with no algorithm and no static activations. Leave out `unfolded`, or "
+                    "these."
                 )
             planned = RootPlan(leaf=self.plan.by_path[root.path], root=root)
             roles = planned.roles
@@ -216,6 +175,12 @@ class Quantization:
             state = self._state(self.plan.by_site[site], planned, w, found)
             if root not in self.results and root not in written:
                 q, more, row = self._choose(step, planned, w, found)
+                if more and (state.keys() - {"scale", "zero_point"} or _tiled(state)):
+                    raise PlanError(
+                        f"{site} takes its inputs in another order, and has original outlier "
+                        "weights or static scales of tiles, which are in the model's. Give its "
+                        "rule Order.STATIC, or leave them out."
+                    )
                 state |= more
                 written[root] = q
                 seconds = time.perf_counter() - began + passed / len(segment.sites)
@@ -243,6 +208,11 @@ class Quantization:
         q, state = plain, {}
         rows = np.asarray(statistics["count"]["rows"])
         matrix = as_matrix(w, **roles).astype(jnp.float32)
+        if not bool(jnp.isfinite(matrix).all()):
+            raise ValueError(
+                f"{root} holds NaN or infinity, which no code stands for. Repair the checkpoint, "
+                "or leave this parameter by a rule."
+            )
         if self.devices is not None:
             matrix = self.devices.by_rows(matrix)
         if algorithm is not None:
@@ -336,6 +306,24 @@ class Quantization:
         self.rows += [CalibratedSite(**{**row, "notes": tuple(row["notes"])}) for row in rows]
 
 
+def _check_read_once(segments: Sequence[Segment]) -> None:
+    """Refuses one weight that the steps of a loop read in turn, at one site.
+
+    **Raises:** `PlanError` naming it.
+    """
+    seen: set[tuple[str, Root]] = set()
+    for segment in segments:
+        for step in segment.sites:
+            key = marked(step).site, marked(step).root
+            if key in seen:
+                raise PlanError(
+                    f"{key[0]} cannot be calibrated: the steps of a loop share the weight, and "
+                    "each has inputs of its own. Give it an algorithm that needs no data, or leave "
+                    "it by a rule."
+                )
+            seen.add(key)
+
+
 def keeps_outliers(site: SitePlan) -> bool:
     """Whether the weights that meet outliers are kept as they are."""
     return site.outliers is not None and site.outliers.weights is OutlierWeights.ORIGINAL
@@ -353,6 +341,11 @@ def block_of(root: Root) -> str:
     end = next((i for i, part in enumerate(parts) if re.search(r"\d+$", part)), 0)
     name = "/".join(parts[: end + 1])
     return name + (f"[{','.join(str(i) for _, i in root.steps)}]" if root.steps else "")
+
+
+def _tiled(state: State) -> bool:
+    """Whether static scales differ along the inputs."""
+    return "scale" in state and np.shape(state["scale"])[-1:] not in ((), (1,))
 
 
 def _unpermuted(permutation: Any, few: np.ndarray) -> Any:

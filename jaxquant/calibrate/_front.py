@@ -17,10 +17,11 @@ from ..intercept._variables import parameters, unstamped
 from ..qarray import is_qarray
 from ._batches import checked_batches
 from ._devices import Devices, in_units
-from ._driver import CalibratedSite, Quantization, Settings
+from ._driver import CalibratedSite, Quantization
 from ._journal import digest_of, Journal, weights_digest
 from ._roots import assembled_state
 from ._scaling import Scaled, Scaling
+from ._settings import Settings
 from ._store import Store
 
 Progress = Callable[[CalibratedSite | Scaled, int, int], None]
@@ -97,7 +98,7 @@ def calibrate(
         identity = {
             "plan": plan.fingerprint,
             "data": digest_of(data),
-            "weights": weights_digest(given),
+            "weights": weights_digest(unstamped(variables)[0]),
             "settings": repr(dataclasses.replace(settings, memory=0)),
         }
         if devices is not None and settings.unit is None:
@@ -110,7 +111,9 @@ def calibrate(
         if any(site.scaling is not None for site in plan.sites):
             # Its samples are batches: what is dealt out in units is another sample.
             lent = None if settings.unit is not None else devices
-            scaling = Scaling(plan, model, variables, data, store, settings, progress, lent)
+            scaling = Scaling(
+                plan, model, variables, data, store, settings, progress, lent, journal
+            )
             variables = scaling.run()
             scalings, unscaled = scaling.rows, scaling.without_fold
             unfolded = scaling.unfolded

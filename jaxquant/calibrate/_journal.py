@@ -1,12 +1,13 @@
 """What is done so far, on disk: each level's results as soon as they are there."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ._store import SPILLED
 _HEADER = "calibration.json"
 _VERSION = 1
 _DRAFT = ".draft"
-_LEVEL = "level-"
+_LEVEL, _FACTORS = "level-", "factors-"
 _TOLD = {
     "version": "files, of another jaxquant,",
     "plan": "quantization (the model or the recipe)",
@@ -78,12 +79,51 @@ class Journal:
                     "with what it was started with, or remove the folder."
                 )
 
-    def _file(self, level: int) -> Path:
-        return self.folder / f"{_LEVEL}{level:05d}.npz"
+    def _file(self, level: int, kind: str = _LEVEL) -> Path:
+        return self.folder / f"{kind}{level:05d}.npz"
+
+    def _put(self, file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        draft = self.folder / "draft.npz"
+        with draft.open("wb") as opened:
+            np.savez(opened, **arrays)  # type: ignore[arg-type]
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.replace(draft, file)
+
+    @contextlib.contextmanager
+    def _opened(self, file: Path) -> Iterator[Any]:
+        """The arrays of a file; what is wrong with them is a `CheckpointError`."""
+        try:
+            # Opened here: `numpy.load` would not close a file that it cannot read.
+            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as held:
+                yield held
+        except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise CheckpointError(
+                f"{file} is damaged: {error}. Remove it, and calibrate again."
+            ) from None
 
     def has(self, level: int) -> bool:
         """Whether a level is finished."""
         return self._file(level).exists()
+
+    def has_factors(self, level: int) -> bool:
+        """Whether the scalings of a level are chosen."""
+        return self._file(level, _FACTORS).exists()
+
+    def write_factors(self, level: int, factors: Iterable[Any], rows: Iterable[Any]) -> None:
+        """Keeps the factors of a level's scalings, in order, and what is told about them."""
+        arrays = {str(i): np.asarray(s) for i, s in enumerate(factors)}
+        arrays["told"] = _as_text([dataclasses.asdict(row) for row in rows])
+        self._put(self._file(level, _FACTORS), arrays)
+
+    def read_factors(self, level: int) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
+        """What `write_factors` kept.
+
+        **Raises:** `CheckpointError` if the file is damaged.
+        """
+        with self._opened(self._file(level, _FACTORS)) as held:
+            rows = json.loads(held["told"].tobytes())
+            return [held[str(i)] for i in range(len(rows))], rows
 
     def write(
         self,
@@ -109,13 +149,8 @@ class Journal:
                 arrays[f"state.{len(kept)}"] = _bytes(array)
                 kept.append({"site": site, "root": _told(root), "name": name, **facts})
         told = {"rows": [dataclasses.asdict(row) for row in rows], "states": kept}
-        arrays["told"] = np.frombuffer(json.dumps(told).encode(), np.uint8)
-        draft = self.folder / "draft.npz"
-        with draft.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, self._file(level))
+        arrays["told"] = _as_text(told)
+        self._put(self._file(level), arrays)
 
     def read(
         self, level: int, structs: Mapping[str, Any]
@@ -127,31 +162,25 @@ class Journal:
         **Raises:** `CheckpointError` if the file is damaged or holds something else.
         """
         results, states = {}, []
-        try:
-            # Opened here: `numpy.load` would not close a file that it cannot read.
-            with self._file(level).open("rb") as file, np.load(file, allow_pickle=False) as held:
-                numbers = {
-                    held[key].tobytes().decode(): key.removesuffix(".name")
-                    for key in held.files
-                    if key.endswith(".name")
-                }
-                for name, struct in structs.items():
-                    leaves, tree = jax.tree.flatten(struct)
-                    read = [
-                        _shaped(held[f"{numbers[name]}.{i}"], leaf) for i, leaf in enumerate(leaves)
-                    ]
-                    results[name] = jax.tree.unflatten(tree, read)
-                told = json.loads(held["told"].tobytes())
-                for i, kept in enumerate(told["states"]):
-                    root = Root(path=kept["root"][0], steps=tuple(map(tuple, kept["root"][1])))
-                    struct = jax.ShapeDtypeStruct(tuple(kept["shape"]), jnp.dtype(kept["dtype"]))
-                    states.append(
-                        (kept["site"], root, {kept["name"]: _shaped(held[f"state.{i}"], struct)})
-                    )
-        except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise CheckpointError(
-                f"{self._file(level)} is damaged: {error}. Remove it, and calibrate again."
-            ) from None
+        with self._opened(self._file(level)) as held:
+            numbers = {
+                held[key].tobytes().decode(): key.removesuffix(".name")
+                for key in held.files
+                if key.endswith(".name")
+            }
+            for name, struct in structs.items():
+                leaves, tree = jax.tree.flatten(struct)
+                read = [
+                    _shaped(held[f"{numbers[name]}.{i}"], leaf) for i, leaf in enumerate(leaves)
+                ]
+                results[name] = jax.tree.unflatten(tree, read)
+            told = json.loads(held["told"].tobytes())
+            for i, kept in enumerate(told["states"]):
+                root = Root(path=kept["root"][0], steps=tuple(map(tuple, kept["root"][1])))
+                struct = jax.ShapeDtypeStruct(tuple(kept["shape"]), jnp.dtype(kept["dtype"]))
+                states.append(
+                    (kept["site"], root, {kept["name"]: _shaped(held[f"state.{i}"], struct)})
+                )
         merged: dict[tuple[str, Root], dict[str, Any]] = {}
         for site, root, state in states:
             merged.setdefault((site, root), {}).update(state)
@@ -159,8 +188,12 @@ class Journal:
 
 
 def finished_levels(folder: Path) -> int:
-    """How many levels are kept in a folder; 0 for one that does not exist."""
-    return len(list(folder.glob(f"{_LEVEL}*.npz")))
+    """How many levels are kept in a folder, of scalings and of codes; 0 if it does not exist."""
+    return sum(len(list(folder.glob(f"{kind}*.npz"))) for kind in (_LEVEL, _FACTORS))
+
+
+def _as_text(told: Any) -> np.ndarray:
+    return np.frombuffer(json.dumps(told).encode(), np.uint8)
 
 
 def _told(root: Root) -> list[Any]:
@@ -191,14 +224,14 @@ def digest_of(batches: Iterable[tuple[Any, ...]]) -> str:
     return digest.hexdigest()
 
 
-def weights_digest(known: Mapping[str, Any]) -> str:
-    """A digest of parameters by path: shapes, dtypes, and some thousand values of each."""
-    digest = hashlib.sha256()
-    for path, leaf in known.items():
-        host = np.asarray(leaf).reshape(-1)
-        sample = host[:: max(1, host.size // 4096)]
-        digest.update(f"{path}{host.dtype}{tuple(leaf.shape)}".encode())
-        digest.update(_bytes(sample).data)
+def weights_digest(variables: Any) -> str:
+    """A digest of all variables: their places, shapes, dtypes and values."""
+    digest = hashlib.blake2b()
+    for path, leaf in jax.tree.leaves_with_path(variables):
+        keys = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        host = np.asarray(jax.random.key_data(leaf) if keys else leaf)
+        digest.update(f"{jax.tree_util.keystr(path)}{host.dtype}{host.shape}".encode())
+        digest.update(_bytes(host).data)
     return digest.hexdigest()
 
 

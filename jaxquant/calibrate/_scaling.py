@@ -26,12 +26,15 @@ from ..algorithms import (
     SmoothQuant,
 )
 from ..intercept import find_folds, Fold, mean_magnitude, Plan, PlanError, Root, Step, tie
+from ..intercept._inputs import inputs_of
+from ..intercept._rows import values as values_of_rows
 from ..qarray import Scheme
 from ._compiled import Programs
 from ._devices import Devices
-from ._driver import Settings
+from ._journal import Journal
 from ._roots import root_array, RootPlan
 from ._segments import marked, moving_side, Part, part_of, Segment
+from ._settings import Settings
 from ._store import Store
 from ._walk import Statistics, Walk
 
@@ -65,10 +68,12 @@ class Scaling:
         settings: Settings,
         progress: Callable[[Scaled, int, int], None] | None = None,
         devices: Devices | None = None,
+        journal: Journal | None = None,
     ):
         self.plan = plan
         self.settings = settings
         self.progress = progress
+        self.journal = journal
         self.rows: list[Scaled] = []
         self.chosen: list[tuple[Fold, Any]] = []
         self.unfolded: dict[tuple[str, Root], Any] = {}
@@ -121,7 +126,10 @@ class Scaling:
             if (fold := self.folds.get((marked(step).site, marked(step).root))) is not None
         }
         start = time.perf_counter()
-        for index, segment, statistics in self.walk.levels():
+        journal = self.journal
+        for index, segment, statistics in self.walk.levels(
+            lambda index: journal is None or not journal.has_factors(index)
+        ):
             passed = time.perf_counter() - start
             groups: dict[int, tuple[Fold | None, list[Step]]] = {}
             for step in segment.sites:
@@ -132,19 +140,38 @@ class Scaling:
                     groups.setdefault(id(fold), (fold, []))[1].append(step)
                 elif getattr(self._scaling(marked(step).site), "unfolded", False):
                     groups[id(step)] = (None, [step])
+            if journal is not None and journal.has_factors(index):
+                held, rows = journal.read_factors(index)
+                for (fold, steps), s, row in zip(groups.values(), held, rows, strict=True):
+                    self._keep(fold, steps, s)
+                    self.rows.append(Scaled(**{**row, "sites": tuple(row["sites"])}))
+                start = time.perf_counter()
+                continue
+            factors = []
             for fold, steps in groups.values():
                 began = time.perf_counter()
-                row = self._choose(index, fold, steps, statistics[id(steps[0])])
+                s, row = self._choose(index, fold, steps, statistics[id(steps[0])])
+                self._keep(fold, steps, s)
+                factors.append(s)
                 spent = time.perf_counter() - began + passed / len(groups)
                 self.rows.append(dataclasses.replace(row, seconds=spent))
                 if self.progress is not None:
                     self.progress(self.rows[-1], index + 1, count)
+            if journal is not None and factors:
+                journal.write_factors(index, factors, self.rows[-len(factors) :])
             start = time.perf_counter()
         return apply_folds(self.walk.variables, self.chosen)
 
+    def _keep(self, fold: Fold | None, steps: list[Step], s: Any) -> None:
+        if fold is not None:
+            self.chosen.append((fold, np.asarray(s).reshape(fold.shape)))
+            return
+        (step,) = steps
+        self.unfolded[marked(step).site, marked(step).root] = jnp.asarray(s)
+
     def _choose(
         self, index: int, fold: Fold | None, steps: list[Step], found: Statistics
-    ) -> Scaled:
+    ) -> tuple[Any, Scaled]:
         ways = {self._scaling(marked(step).site) for step in steps}
         if len(ways) > 1:
             listed = ", ".join(str(marked(step).root) for step in steps)
@@ -159,7 +186,7 @@ class Scaling:
         weights = [self._matrix(marked(step).root) for step in steps]
         schemes = [self._leaf(marked(step).root).leaf.scheme for step in steps]
         rows = weights
-        if fold is not None and len(fold.shape) == 1 and weights[0].ndim > 2:
+        if fold is not None and len(fold.shape) == 1 and any(w.ndim > 2 for w in weights):
             # Experts that read one input: one factor for all of them.
             found = {**found, **_joined(found)}
             rows = [w.reshape(-1, w.shape[-1]) for w in weights]
@@ -184,12 +211,7 @@ class Scaling:
             best = choose(candidates, losses)
             scale = best.scale
             plain, least = float(losses[..., 0].sum()), float(losses.min(axis=-1).sum())
-        if fold is None:
-            (step,) = steps
-            self.unfolded[marked(step).site, marked(step).root] = scale
-        else:
-            self.chosen.append((fold, np.asarray(scale).reshape(fold.shape)))
-        return Scaled(
+        return scale, Scaled(
             scaling=way.name,
             fold=f"inputs of {marked(steps[0]).root}" if fold is None else str(fold),
             sites=tuple(marked(step).site for step in steps),
@@ -226,7 +248,11 @@ class Scaling:
                 "both sides does. Give its rule activations, or one: SmoothQuant(alpha=0.5)."
             )
         x = self.walk.store.get(moving_side(steps[0]), 0)
-        rows = x.reshape(-1, candidates.shape[-1])[:2048].astype(jnp.float32)
+        use, invars = marked(steps[0]).use, steps[0].eqn.invars
+        # Of the weight the shape will do.
+        sides = [x if i == 1 - use.side else jnp.zeros(v.aval.shape) for i, v in enumerate(invars)]
+        rows = values_of_rows(inputs_of(use, sides))
+        rows = rows.reshape(-1, candidates.shape[-1])[:2048].astype(jnp.float32)
         peak = found["peak"] if site.static else None
         return smoothed_losses(
             candidates, weights, rows, schemes, site.activations, static_peak=peak
@@ -300,7 +326,7 @@ def inspected(
         if any(v in live for v in step.outputs) and any(v in graph.moving for v in step.reads):
             live.update(step.reads)
             needed.append(step)
-    if not any(step in needed for step in steps):
+    if not all(step in needed for step in steps):
         return None
     outputs = [step.outputs[0] for step in last]
     part = part_of(graph, [*needed[::-1], *last], outputs)

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..intercept import Count, Drift, Graph, MarkedSite, PlanError, Root, Step, trace
+from ..intercept._inputs import layout_of
+from ..intercept._trace import is_array
 from ..intercept._variables import parameters, unstamped
 from ._compiled import in_segment, Programs, Watch
 from ._devices import leaves_of, Round
@@ -72,9 +74,16 @@ class Walk:
         return self._cut[0][1]
 
     def _graph(self, batch: tuple[Any, ...]) -> tuple[Graph, tuple[Segment, ...]]:
-        key = tuple((jnp.shape(x), str(jnp.result_type(x))) for x in jax.tree.leaves(batch))
+        key = tuple(
+            (x.shape, str(x.dtype)) if is_array(x) else repr(x) for x in jax.tree.leaves(batch)
+        )
         if key not in self._graphs:
             graph = trace(self.model, self.variables, *batch)
+            if any(_path(known) != _path(graph) for known, _ in self._graphs.values()):
+                raise PlanError(
+                    f"A batch of {', '.join(map(str, key))} makes the model compute something else "
+                    "than the batches before it. Calibrate with batches of one kind."
+                )
             self._graphs[key] = (graph, cut(graph, self._wanted))
         return self._graphs[key]
 
@@ -83,10 +92,12 @@ class Walk:
 
         **Raises:** `PlanError` naming the first.
         """
-        reached = {marked(step).site for step in self.graph.sites}
+        found = {marked(step).site for step in self.graph.sites}
+        reached = {marked(step).site for segment in self.segments for step in segment.sites}
         for site, path in sites.items():
             if site not in reached:
                 why = self.graph.unreached.get(path, "this call does not reach it")
+                why = "what it reads depends on no data" if site in found else why
                 raise PlanError(
                     f"{site} cannot be calibrated: {why}. Give it an algorithm that needs no data, "
                     "or leave it by a rule."
@@ -134,16 +145,23 @@ class Walk:
                 observers=tuple(o for o in wanted if not isinstance(o, Drift)),
                 paired=tuple(o for o in wanted if pairs and isinstance(o, Drift)),
             )
-            groups.setdefault((moving_side(step), watch.facts), (watch, []))[1].append(step)
+            at = layout_of(marked(step).use).groups
+            sizes = None if at is None else str(step.inputs[at])
+            key = (moving_side(step), sizes, watch.facts)
+            groups.setdefault(key, (watch, []))[1].append(step)
         return list(groups.values())
 
     def _pass(self, index: int, groups: list[tuple[Watch, list[Step]]]) -> dict[int, Statistics]:
         totals: list[Statistics] = []
         observers = tuple((*watch.observers, *watch.paired) for watch, _ in groups)
-        floats = self.fixed(self.segments[index].part, self._plain) if self.twin else {}
-        fixed = self.fixed(self.segments[index].part)
+        # Constants may differ from shape to shape of the batches.
+        held: dict[int, tuple[dict[int, Any], dict[int, Any]]] = {}
         for number, (graph, segments) in enumerate(self._cut):
             segment = segments[index]
+            if id(segment) not in held:
+                plain = self.fixed(segment.part, self._plain) if self.twin else {}
+                held[id(segment)] = self.fixed(segment.part), plain
+            fixed, floats = held[id(segment)]
             watches = [in_segment(watch, segment) for watch, _ in groups]
             made = {v for step in segment.part.steps for v in step.outputs}
             read = [*segment.part.inputs, *(v for w in watches for v in w.step.reads)]
@@ -211,9 +229,17 @@ class Walk:
             elif value in part.graph.constants:
                 fixed[value] = jnp.asarray(part.graph.constants[value])
             elif value in part.graph.variables:
-                fixed[value] = leaves[part.graph.variables[value]]
+                leaf: Any = leaves[part.graph.variables[value]]
+                # It may be one that is read when it is asked for.
+                loaded = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+                fixed[value] = jnp.asarray(loaded)
         devices = self.programs.devices
         return fixed if devices is None else {v: devices.everywhere(x) for v, x in fixed.items()}
+
+
+def _path(graph: Graph) -> list[Any]:
+    """What a graph computes, whatever the shapes: its equations, and the values they make."""
+    return [(step.name, step.outputs) for step in graph.steps]
 
 
 def _twin(value: int) -> int:

@@ -110,6 +110,10 @@ def calibrated(
         done = finished_levels(folder)
         if not done and not existed:
             shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, ValueError) and done and not existed:
+            raise ValueError(
+                f"{error} Finished levels ({done}) are kept in {folder}: remove it to start anew."
+            ) from None
         if not isinstance(error, KeyboardInterrupt) or not done:
             raise
         raise KeyboardInterrupt(

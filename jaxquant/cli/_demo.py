@@ -1,4 +1,4 @@
-"""`jaxquant demo`: a real language model by every named recipe, in one table."""
+"""`jaxquant demo`: a real language model by five recipes, in one table."""
 
 import argparse
 import dataclasses

@@ -179,7 +179,8 @@ GPTQ_W2_ASYM_G64 = Recipe(
 AWQ_W4_ASYM_G64 = Recipe(
     name="awq_w4_asym_g64",
     source="AWQ (Lin et al. 2024, arXiv:2306.00978): zero points in groups of 64, the loss of the "
-    "whole block, half of the candidates with duo scaling as in AutoAWQ",
+    "whole block, half of the candidates with duo scaling as in AutoAWQ; ranges searched by the "
+    "inputs' mean squares in place of its clip search",
     rules=(
         *_LEAVE_ENDS,
         Rule(match="*", weights=_UINT4_G64, scaling=AWQ(), algorithm=RangeSearch()),

@@ -222,3 +222,12 @@ def test_all_candidates_are_one_compilation():
 def test_too_few_candidates_are_refused(duo, ratios):
     with pytest.raises(ValueError, match="of which one is the identity"):
         AWQ(duo=duo, ratios=ratios)
+
+
+def test_a_short_last_group_counts_for_what_it_holds():
+    rng = np.random.default_rng(0)
+    w = jnp.asarray(rng.standard_normal((5, 24)), jnp.float32)
+    found = weight_size([w], 16)
+    whole = weight_size([w[:, :16]], 16)
+    short = weight_size([w[:, 16:]], 8)
+    np.testing.assert_allclose(found, jnp.concatenate([whole, short]), rtol=1e-6)

@@ -1,5 +1,6 @@
 """Damped Cholesky factors."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,3 +61,9 @@ def test_nothing_is_made_up_for_where_inputs_are_the_same_or_say_nothing():
     assert not np.asarray(made_up(w, jnp.eye(4), jnp.zeros((4, 4)), 0.1)).any()
     broken = -jnp.eye(4)
     assert not np.asarray(made_up(w, broken, jnp.ones((4, 4)), 0.1)).any()
+
+
+def test_corrections_are_in_float32_under_x64():
+    w, gram = jnp.ones((2, 3), jnp.float32), jnp.eye(3, dtype=jnp.float32)
+    with jax.enable_x64(True):
+        assert made_up(w, gram, gram, 0.1).dtype == jnp.float32

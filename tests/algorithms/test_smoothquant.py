@@ -136,3 +136,10 @@ def test_a_static_range_is_that_of_calibration():
 def test_an_alpha_beyond_0_and_1_is_refused(wrong):
     with pytest.raises(ValueError, match="alpha from 0 to 1, or None and at least one ratio"):
         SmoothQuant(**wrong)
+
+
+def test_a_channel_that_was_never_driven_stays_as_it_is():
+    weights = [jnp.ones((4, 3))]
+    for alpha in (0.0, 0.5, 1.0):
+        s = scales(jnp.array([0.0, 2.0, 0.5]), weights, alpha)
+        assert s[0] == 1.0 and (alpha == 0.0 or s[1] > s[2])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxquant as jq
-from jaxquant.calibrate._journal import digest_of, finished_levels, Journal
+from jaxquant.calibrate._journal import digest_of, finished_levels, Journal, weights_digest
 from jaxquant.intercept import Root
 
 IDENTITY = {"plan": "0123", "data": "4567"}
@@ -58,6 +58,23 @@ def test_states_come_back_too(tmp_path):
     assert all(
         np.asarray(read[name]).tobytes() == np.asarray(state[name]).tobytes() for name in state
     )
+
+
+def test_factors_come_back_bit_for_bit(tmp_path):
+    journal = Journal(tmp_path, IDENTITY, resume=False)
+    factors = [jnp.linspace(0.1, 3.0, 7), np.full((2, 3), 0.5, np.float32)]
+    assert not journal.has_factors(4)
+    journal.write_factors(4, factors, [Row("a", ()), Row("b", ("one",))])
+    again = Journal(tmp_path, IDENTITY, resume=True)
+    assert again.has_factors(4) and not again.has(4)
+    read, rows = again.read_factors(4)
+    assert [x.tobytes() for x in read] == [np.asarray(x).tobytes() for x in factors]
+    assert [row["site"] for row in rows] == ["a", "b"]
+    assert finished_levels(tmp_path) == 1
+    file = tmp_path / "factors-00004.npz"
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(jq.CheckpointError, match="factors-00004.npz is damaged"):
+        again.read_factors(4)
 
 
 def test_another_plan_or_other_data_are_refused(tmp_path):
@@ -120,3 +137,15 @@ def test_activations_of_a_run_that_was_killed_are_removed(tmp_path):
     Journal(tmp_path, IDENTITY, resume=True)
     assert {path.name for path in tmp_path.iterdir()} == {"calibration.json", "level-00000.npz"}
     assert finished_levels(tmp_path) == 1 and finished_levels(tmp_path / "none") == 0
+
+
+def test_the_digest_of_variables_reads_every_value_and_no_parameters_too():
+    w = np.random.default_rng(0).standard_normal((512, 512)).astype(np.float32)
+    tree = {"params": {"w": w}, "batch_stats": {"mean": np.zeros(3)}, "key": jax.random.key(0)}
+    known = weights_digest(tree)
+    assert known == weights_digest(tree)
+    other = w.copy()
+    other[7, 13] += 1
+    assert weights_digest({**tree, "params": {"w": other}}) != known
+    assert weights_digest({**tree, "batch_stats": {"mean": np.ones(3)}}) != known
+    assert weights_digest({**tree, "key": jax.random.key(1)}) != known

@@ -282,6 +282,47 @@ def test_scaling_and_gptq_go_together(name):
     assert error(plan, made.qvariables) < 0.7 * error(plain_plan, plain)
 
 
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "name, way", [("llama", FEW), ("experts", FEW), ("llama", SmoothQuant(unfolded=True))]
+)
+@pytest.mark.parametrize("after", [1, 4])
+def test_factors_that_were_chosen_are_kept_by_a_run_that_stops(tmp_path, name, way, after):
+    case = MODELS[name]()
+    model, variables, batches, _ = case
+    plan = planned(case, jq.Rule(match="*", weights=G8, scaling=way))
+    whole = calibrate(model, variables, batches, plan)
+    told = []
+
+    def stop(row, level, levels):
+        told.append((level, row))
+        if len(told) > after:
+            raise Stop
+
+    with pytest.raises(Stop):
+        calibrate(model, variables, batches, plan, out=tmp_path / "run", progress=stop)
+    # The level that was being done when it stopped is done again.
+    kept = [row for level, row in told if level < told[-1][0]]
+    again = []
+    made = calibrate(
+        model,
+        variables,
+        batches,
+        plan,
+        out=tmp_path / "run",
+        resume=True,
+        progress=lambda row, *_: again.append(row),
+    )
+    assert len(again) == len(whole.scalings) + len(whole.sites) - len(kept)
+    assert [row.fold for row in made.scalings] == [row.fold for row in whole.scalings]
+    assert made.scalings[: len(kept)] == tuple(kept)
+    for a, b in zip(*map(jax.tree.leaves, (made.qvariables, whole.qvariables)), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
 @dataclasses.dataclass(frozen=True)
 class Lazy:
     """An array that is read when it is asked for, and counts how often."""
