@@ -35,6 +35,10 @@ A4, A2 = asymmetric(jq.formats.UINT4), asymmetric(jq.formats.UINT2)
 # HQQ's zero points lie between codes.
 H4, H3 = (asymmetric(v, jq.FLOAT16) for v in (jq.formats.UINT4, jq.formats.UINT3))
 
+MXFP4_CEIL = dataclasses.replace(
+    jq.schemes.MXFP4, range=jq.ranges.SharedExponent(rule=jq.ranges.ExponentRule.CEIL)
+)
+
 SEARCH = RangeSearch()
 # As llm-compressor has it: damping of 1%, the range of the group's peak.
 USUAL = GPTQ(order=Order.STATIC, damping=0.01)
@@ -173,6 +177,9 @@ FOUR_BITS = (
         scaling=AWQ(), algorithm=dataclasses.replace(BEST, correction=0.5), rounding="asym_round",
     ),
     weights("hqq", "W4 g64, HQQ", H4, algorithm=HQQ(), peer="hqq"),
+    weights(
+        "hqq_refit", "the same, scales refitted", H4, algorithm=HQQ(refit_scale=True), peer="hqq"
+    ),
     weights("channel_round", "W4 sym per channel, rounding", CHANNELS, peer="channel_round"),
     weights(
         "channel_gptq", "W4 sym per channel, GPTQ, damping 0.1, range search", CHANNELS,
@@ -185,7 +192,8 @@ FLOATS = (
     weights("nf4_gptq", "NF4, GPTQ, range search", jq.schemes.NF4, algorithm=BEST, rounding="nf4"),
     weights("nvfp4", "NVFP4", jq.schemes.NVFP4, peer="nvfp4"),
     weights("nvfp4_gptq", "NVFP4, GPTQ", jq.schemes.NVFP4, algorithm=DAMPED, rounding="nvfp4"),
-    weights("mxfp4", "MXFP4", jq.schemes.MXFP4, peer="mxfp4"),
+    weights("mxfp4", "MXFP4, exponents rounded down (OCP)", jq.schemes.MXFP4, peer="mxfp4"),
+    weights("mxfp4_ceil", "MXFP4, exponents rounded up", MXFP4_CEIL, peer="mxfp4"),
     weights("mxfp4_gptq", "MXFP4, GPTQ", jq.schemes.MXFP4, algorithm=DAMPED, rounding="mxfp4"),
 )
 
@@ -239,10 +247,26 @@ def _eight() -> jq.Recipe:
     return recipe("static_eight", *left, rest)
 
 
+def _norms_only() -> Row:
+    """As the peer has it: what no norm feeds is left as it is."""
+    rules = [
+        jq.Rule(match=f"*/{kind}/kernel", weights=INT8, activations=INT8) for kind in ("o", "down")
+    ]
+    rest = jq.Rule(match="*", weights=INT8, activations=INT8, scaling=SmoothQuant(alpha=0.8))
+    return Row(
+        name="w8a8_smooth8_norms",
+        what="W8A8 dynamic, SmoothQuant 0.8 behind norms alone",
+        recipe=recipe("w8a8_smooth8_norms", *rules, rest),
+        windows=SMOOTH_WINDOWS,
+        peer="w8a8_smooth8",
+    )
+
+
 EIGHT_BITS = (
     eights("w8a8", "W8A8 dynamic", peer="w8a8"),
     _smooth(False, 0.5),
     _smooth(False, 0.8),
+    _norms_only(),
     from_config("llm_int8", "LLM.int8(), threshold 6", "llm_int8.toml", peer="llm_int8"),
     eights("static", "W8A8 static per tensor", static=True, windows=SMOOTH_WINDOWS, peer="static"),
     _smooth(True, 0.5),

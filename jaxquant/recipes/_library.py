@@ -63,7 +63,7 @@ def _with_zeros(values: Format, scale: Format, zero_point: Format) -> Scheme:
 _UINT4_G64 = _with_zeros(UINT4, BFLOAT16, UINT4)
 # Ten times the paper's damping.
 _GPTQ = GPTQ(order=Order.STATIC, damping=0.1, search=RangeSearch(), correction=0.5)
-_SMOOTHQUANT = SmoothQuant(alpha=0.8)
+_SMOOTHQUANT = SmoothQuant(alpha=0.5)
 
 W8A16 = Recipe(
     name="w8a16",
@@ -189,8 +189,8 @@ AWQ_W4_ASYM_G64 = Recipe(
 
 SMOOTHQUANT_W8A8 = Recipe(
     name="smoothquant_w8a8",
-    source="SmoothQuant (Xiao et al. 2023, arXiv:2211.10438) with alpha 0.8, the setting for "
-    "models with large outliers, on the scheme of w8a8; wherever factors can be folded",
+    source="SmoothQuant (Xiao et al. 2023, arXiv:2211.10438) with alpha 0.5, the setting of "
+    "the paper, on the scheme of w8a8; wherever factors can be folded",
     rules=(
         *_LEAVE_ENDS,
         Rule(match="*", weights=_INT8, activations=_INT8, scaling=_SMOOTHQUANT),

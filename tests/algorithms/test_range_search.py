@@ -241,7 +241,7 @@ def test_gptq_with_searched_ranges_errs_less_on_outputs(name):
     scheme, w = SCHEMES[name], data()[0]
     # Both with scales that are given, so that ranges are all that differs.
     chosen, other = (
-        GPTQ(order=Order.STATIC, search=search).run(w, {"gram": gram()}, scheme)
+        GPTQ(order=Order.STATIC, search=search, measured=True).run(w, {"gram": gram()}, scheme)
         for search in (RangeSearch(), None)
     )
     error = np.asarray(dequantize(held(chosen, scheme)) - w, np.float64)

@@ -79,8 +79,11 @@ def test_gptq_from_windows_of_ids(jaxquant, model, tokens, tmp_path):
     assert ran.code == 0 and ran.err == ""
     header, *lines = ran.out.splitlines()
     assert header.split() == ["block", "site", "before", "after", "seconds", "ETA"]
-    rows = [line.split() for line in lines[: 7 * tiny_llama.LAYERS]]
+    table = [line.split() for line in lines[: 2 * 7 * tiny_llama.LAYERS]]
+    rows, notes = table[::2], table[1::2]
     assert [row[0] for row in rows] == ["layers/0"] * 7 + ["layers/1"] * 7
+    # 48 tokens leave most of 128 columns without a say.
+    assert all(" ".join(note).startswith("note: 48 rows for ") for note in notes)
     assert rows[6][1] == "mlp/down/kernel#dot"
     assert all(len(row) == 6 and float(row[3]) < float(row[2]) for row in rows)
     assert "14 sites calibrated: on this data their outputs err 0." in ran.out
@@ -97,8 +100,7 @@ def test_gptq_from_windows_of_ids(jaxquant, model, tokens, tmp_path):
     assert site["scheme"] == "uint2+zero g64" and site["folds"] == []
     assert 0 < site["error"] < site["nearest_error"] and site["seconds"] > 0
     assert site["errors"]["snr_db"] == site["sqnr_db"]
-    # 48 tokens leave most of 128 columns without a say.
-    assert all(isinstance(note, str) for note in site["notes"])
+    assert site["notes"][0].startswith("48 rows for 128 inputs")
     assert not (tmp_path / "q.calibration").exists()
     opened = open_model(out)
     assert opened.plan is not None and opened.plan.recipe == "gptq_w2_asym_g64"
