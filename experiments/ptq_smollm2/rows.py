@@ -35,8 +35,9 @@ A4, A2 = asymmetric(jq.formats.UINT4), asymmetric(jq.formats.UINT2)
 # HQQ's zero points lie between codes.
 H4, H3 = (asymmetric(v, jq.FLOAT16) for v in (jq.formats.UINT4, jq.formats.UINT3))
 
-MXFP4_CEIL = dataclasses.replace(
-    jq.schemes.MXFP4, range=jq.ranges.SharedExponent(rule=jq.ranges.ExponentRule.CEIL)
+MXFP4_CEIL, MXFP4_EVEN = (
+    dataclasses.replace(jq.schemes.MXFP4, range=jq.ranges.SharedExponent(rule=rule))
+    for rule in (jq.ranges.ExponentRule.CEIL, jq.ranges.ExponentRule.EVEN)
 )
 
 SEARCH = RangeSearch()
@@ -194,7 +195,8 @@ FLOATS = (
     weights("nvfp4_gptq", "NVFP4, GPTQ", jq.schemes.NVFP4, algorithm=DAMPED, rounding="nvfp4"),
     weights("mxfp4", "MXFP4, exponents rounded down (OCP)", jq.schemes.MXFP4, peer="mxfp4"),
     weights("mxfp4_ceil", "MXFP4, exponents rounded up", MXFP4_CEIL, peer="mxfp4"),
-    weights("mxfp4_gptq", "MXFP4, GPTQ", jq.schemes.MXFP4, algorithm=DAMPED, rounding="mxfp4"),
+    weights("mxfp4_even", "MXFP4, exponents of rounded peaks", MXFP4_EVEN, peer="mxfp4"),
+    weights("mxfp4_gptq", "the same, GPTQ", MXFP4_EVEN, algorithm=DAMPED, rounding="mxfp4_even"),
 )
 
 FEWER_BITS = (

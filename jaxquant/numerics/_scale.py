@@ -181,6 +181,10 @@ def _power_of_two(
     """`2 ** (exponent of end - largest exponent of the format)`, by the bits of both."""
     mantissa, exponent = math.frexp(format.highest)
     bits = lax.bitcast_convert_type(end.astype(jnp.float32), jnp.int32)
+    if rule is ExponentRule.EVEN:
+        # Integers have a step of 1. A carry goes into the exponent.
+        kept = exponent - 1 if format.mantissa is None else format.mantissa
+        bits = bits + (1 << (22 - kept))
     shared = (bits >> 23) - (exponent - 1)
     if rule is ExponentRule.CEIL:
         largest = int((2 * mantissa - 1) * 2**23)

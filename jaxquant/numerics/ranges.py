@@ -34,6 +34,10 @@ class ExponentRule(enum.Enum):
     clipped, by less than a quarter of it (OCP MX v1.0, section 6.3)."""
     CEIL = "ceil"
     """The least one with which nothing is clipped (`RCEIL` in torchao and Transformer Engine)."""
+    EVEN = "even"
+    """As `FLOOR`, of the magnitude rounded to as many bits as the format's numbers have: what would
+    be clipped by more than half a step takes the next exponent (`EVEN` in torchao; what
+    compressed-tensors does)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

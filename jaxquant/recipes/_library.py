@@ -16,12 +16,14 @@ from ..numerics import (
     BFLOAT16,
     Convention,
     E4M3,
+    ExponentRule,
     FLOAT16,
     Format,
     INT3,
     INT4,
     INT8,
     MinMax,
+    SharedExponent,
     UINT2,
     UINT4,
 )
@@ -61,6 +63,7 @@ def _with_zeros(values: Format, scale: Format, zero_point: Format) -> Scheme:
 
 
 _UINT4_G64 = _with_zeros(UINT4, BFLOAT16, UINT4)
+_MXFP4 = dataclasses.replace(schemes.MXFP4, range=SharedExponent(rule=ExponentRule.EVEN))
 # Ten times the paper's damping.
 _GPTQ = GPTQ(order=Order.STATIC, damping=0.1, search=RangeSearch(), correction=0.5)
 _SMOOTHQUANT = SmoothQuant(alpha=0.5)
@@ -127,8 +130,8 @@ MXFP8 = Recipe(
 MXFP4 = Recipe(
     name="mxfp4",
     source="OCP Microscaling Formats v1.0, weights alone, as gpt-oss (arXiv:2508.10925) holds its "
-    "experts; compressed-tensors preset MXFP4A16",
-    rules=(*_LEAVE_ENDS, Rule(match="*", weights=schemes.MXFP4)),
+    "experts; exponents as in compressed-tensors' preset MXFP4A16",
+    rules=(*_LEAVE_ENDS, Rule(match="*", weights=_MXFP4)),
 )
 
 NVFP4 = Recipe(

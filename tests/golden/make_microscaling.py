@@ -23,7 +23,11 @@ ELEMENTS = {
     "e2m3": (ml_dtypes.float6_e2m3fn, mx_tensor.DTYPE_FP6_E2M3),
     "e2m1": (ml_dtypes.float4_e2m1fn, torch.float4_e2m1fn_x2),
 }
-MODES = {"floor": ScaleCalculationMode.FLOOR, "rceil": ScaleCalculationMode.RCEIL}
+MODES = {
+    "floor": ScaleCalculationMode.FLOOR,
+    "rceil": ScaleCalculationMode.RCEIL,
+    "even": ScaleCalculationMode.EVEN,
+}
 
 
 def table(dtype: type) -> np.ndarray:
@@ -46,6 +50,8 @@ def to_nearest(x: np.ndarray, values: np.ndarray) -> np.ndarray:
 def ocp(x: np.ndarray, values: np.ndarray, mode: str) -> tuple[np.ndarray, np.ndarray]:
     """OCP MX v1.0, section 6.3 (floor), or the least power of two that saturates nothing (rceil).
 
+    Or section 6.3's of the magnitude rounded to the format's bits, halves upwards (even).
+
     Tiles of 32 along the last axis; returns the exponents of their scales and the values.
     """
     tiles = x.astype(np.float64).reshape(-1, 32)
@@ -53,6 +59,10 @@ def ocp(x: np.ndarray, values: np.ndarray, mode: str) -> tuple[np.ndarray, np.nd
     mantissa, exponent = np.frexp(np.where(peak == 0, 2.0**-200, peak))  # peak = m 2^e, m >= 1/2
     if mode == "floor":
         exponent = exponent - 1 - (np.frexp(values[-1])[1] - 1)
+    elif mode == "even":
+        steps = float(np.sum((values >= 1) & (values < 2)))  # from one power of two to the next
+        rounded = np.floor(2 * steps * mantissa + 0.5) / (2 * steps)
+        exponent = exponent - 1 + (rounded == 1) - (np.frexp(values[-1])[1] - 1)
     else:
         mantissa, exponent = np.frexp(np.where(peak == 0, 2.0**-200, peak) / values[-1])
         exponent = np.where(mantissa == 0.5, exponent - 1, exponent)

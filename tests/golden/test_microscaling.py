@@ -30,7 +30,11 @@ MX = {
     "e2m3": (schemes.MXFP6_E2M3, ml_dtypes.float6_e2m3fn),
     "e2m1": (schemes.MXFP4, ml_dtypes.float4_e2m1fn),
 }
-RULES = {"floor": ExponentRule.FLOOR, "rceil": ExponentRule.CEIL}
+RULES = {
+    "floor": ExponentRule.FLOOR,
+    "rceil": ExponentRule.CEIL,
+    "even": ExponentRule.EVEN,
+}
 # Tiles of these need scales below 2^-126, where all three differ from the specification.
 BELOW = ("least", "subnormal")
 LEAST_SCALE = 2.0**-126

@@ -193,7 +193,11 @@ def test_a_shared_exponent_is_that_of_the_largest_magnitude(format: Format, rule
     got = _symmetric(x, SharedExponent(rule=rule), format)
     largest = math.floor(math.log2(format.highest))
     exact = sizes.astype(np.float64)
-    if rule is ExponentRule.FLOOR:
+    if rule is not ExponentRule.CEIL:
+        if rule is ExponentRule.EVEN:
+            mantissa, power = np.frexp(exact)
+            steps = 2.0 ** (format.mantissa + 1)
+            exact = np.ldexp(np.floor(mantissa * steps + 0.5) / steps, power)
         exponents = np.floor(np.log2(exact)) - largest
         # log2 in float64 takes what is just below a power of two for it.
         exponents -= np.ldexp(1.0, (exponents + largest).astype(int)) > exact
@@ -213,9 +217,19 @@ def test_a_shared_exponent_is_that_of_the_largest_magnitude(format: Format, rule
 
 def test_an_exponent_by_hand():
     x = np.asarray([[448.0], [448.0 * 2**9], [449.0], [256.0], [255.0], [3e38], [0.0]])
-    floor, ceil = (_symmetric(x, SharedExponent(rule=r), E4M3).tolist() for r in ExponentRule)
+    floor, ceil, even = (_symmetric(x, SharedExponent(rule=r), E4M3).tolist() for r in ExponentRule)
     assert floor == [1, 512, 1, 1, 0.5, 2.0**119, 1]
     assert ceil == [1, 512, 2, 1, 1, 2.0**120, 1]
+    # 255 rounds to 256 in E4M3's four bits; 449 to 448.
+    assert even == [1, 512, 1, 1, 1, 2.0**119, 1]
+
+
+def test_even_exponents_round_up_from_the_middle_between_a_power_and_the_number_below():
+    """E2M1: 7 lies between 6 and 8. int8 has steps of 1: 127.5 lies between 127 and 128."""
+    for format, middle in ((E2M1, 7.0), (INT8, 127.5)):
+        x = np.asarray([[middle], [np.nextafter(np.float32(middle), np.float32(0))]])
+        got = _symmetric(x, SharedExponent(rule=ExponentRule.EVEN), format)
+        np.testing.assert_array_equal(got, [2, 1])
 
 
 def test_infinity_has_an_infinite_exponent_and_nan_has_nan():
