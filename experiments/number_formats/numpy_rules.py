@@ -100,10 +100,11 @@ def searched(shrunk: Callable[[float], Rule]) -> Rule:
     return rule
 
 
-def half_quadratic(bits: int, *, refit: bool = False) -> Rule:
+def half_quadratic(bits: int, *, refit: bool = False, rounded: bool = True) -> Rule:
     """HQQ: zero points, and perhaps scales, in turn with the sparse part of the error.
 
-    Both are held in float16, and each tile keeps the best of its steps.
+    Both are held in float16, and each tile keeps the best of its steps. The first zero point may be
+    `rounded` to a code.
     """
     top = 2**bits - 1
 
@@ -111,6 +112,7 @@ def half_quadratic(bits: int, *, refit: bool = False) -> Rule:
         low = np.minimum(x.min(-1, keepdims=True), 0)
         scale = (np.maximum(x.max(-1, keepdims=True), 0) - low) / top
         zero, beta = -low / scale, 10.0
+        zero = np.round(zero) if rounded else zero
         best, least = x, np.full_like(scale, np.inf)
         for _ in range(21):
             scale, zero = (each.astype(np.float16).astype(np.float64) for each in (scale, zero))
@@ -207,8 +209,8 @@ RULES: dict[str, Rule] = {
     "int2 g64, asymmetric": runs(asymmetric(2), 64),
     "int2 g64, asymmetric, mse": runs(searched(lambda f: asymmetric(2, f)), 64),
     "HQQ 4 bits, 64": runs(half_quadratic(4), 64),
-    "HQQ 3 bits, 64": runs(half_quadratic(3), 64),
-    "HQQ 2 bits, 64": runs(half_quadratic(2), 64),
+    "HQQ 3 bits, 64": runs(half_quadratic(3, rounded=False), 64),
+    "HQQ 2 bits, 64": runs(half_quadratic(2, rounded=False), 64),
     "NF4, 64": runs(table(NF4), 64),
     "NF4, 64, double quantization": nf4_double,
     "NF4, 128": runs(table(NF4), 128),

@@ -33,10 +33,14 @@ class HQQ:
     The reference moves zero points alone. With `refit_scale` each step takes the scale from least
     squares too, which takes a seventh off the squared error of 3 bits and 40% off that of 2.
 
+    With `round_zero` it starts from zero points that are codes, as the reference does for 4 bits:
+    0 is on the grid, and stays near it. Small weights, of which there are many, err less that way,
+    and their errors do not all have one sign; models are better for it, in 3 bits by far.
+
     Unlike in the reference, each tile keeps the step at which its mean magnitude of error was
-    least, with scale and zero point as the scheme stores them: no tile is worse than rounding to
-    nearest. Where zero points are codes, and scales stay, that is what comes out: give the scheme a
-    real one (`zero_point=FLOAT16`).
+    least, with scale and zero point as the scheme stores them: no tile is worse than at the start.
+    Where zero points are codes, and scales stay, that is what comes out: give the scheme a real one
+    (`zero_point=FLOAT16`).
     """
 
     power: float = 0.7
@@ -44,6 +48,7 @@ class HQQ:
     growth: float = 1.01
     iterations: int = 20
     refit_scale: bool = False
+    round_zero: bool = True
     name: str = dataclasses.field(default="hqq", init=False)
 
     def __post_init__(self) -> None:
@@ -105,6 +110,7 @@ def _solve(w: Float[Array, "*stack n k"], scheme: Scheme, how: HQQ) -> Chosen:
     scale, zero = (
         jnp.expand_dims(part.astype(jnp.float32), wide) for part in (start.scale, start.zero_point)
     )
+    zero = jnp.round(zero) if how.round_zero else zero
     stored = functools.partial(_stored, scheme)
 
     def held(scale: Any, zero: Any) -> tuple[Any, Any]:

@@ -71,8 +71,9 @@ def calibrate(
     set `settings.unit` for codes that do not depend on how many these are. `progress` is called
     with each site that is done, its level and the number of levels.
 
-    **Raises:** `ValueError` for data that cannot be used, or a folder that does not fit;
-    `PlanError` for a site that data cannot be had for.
+    **Raises:** `ValueError` for data that cannot be used, or a folder of another calibration;
+    `TypeError` for batches that are no tuples; `PlanError` for a site that data cannot be had for;
+    `CheckpointError` for a damaged folder, `OSError` for one that cannot be written.
 
     ```python
     plan = jq.plan(model, variables, tokens, recipe=jq.recipes.load("configs/gptq_w4_sym_g64.toml"))

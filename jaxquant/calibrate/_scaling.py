@@ -181,8 +181,7 @@ class Scaling:
             )
         (way,) = ways
         assert way is not None
-        # Weights that are not quantized take the factors too, but have no say in choosing them:
-        # but for SmoothQuant, which looks at the peaks of all.
+        # Weights that are not quantized take the factors too, but have no say in choosing them.
         weights = [self._matrix(marked(step).root) for step in steps]
         schemes = [self._leaf(marked(step).root).leaf.scheme for step in steps]
         rows = weights

@@ -1,5 +1,6 @@
 """HQQ: identities, what it must beat, and what it refuses."""
 
+import dataclasses
 import operator
 
 import jax
@@ -72,13 +73,27 @@ SCHEMES = {
 @pytest.mark.parametrize("name", SCHEMES)
 def test_no_tile_errs_more_than_rounded_to_nearest(name, refit):
     w = normal(96, 256)
-    q = _held(w, SCHEMES[name], HQQ(refit_scale=refit))
+    q = _held(w, SCHEMES[name], HQQ(refit_scale=refit, round_zero=False))
     before, after = _tile_error(w, _nearest(w, SCHEMES[name])), _tile_error(w, q)
     # Means of 64 magnitudes in float32, which a choice compares.
     assert (after <= before * (1 + 64 * 2.0**-24)).all()
     # A zero point that is a code, beside a scale that stays, is the nearest one already.
     if SCHEMES[name].zero_point != UINT4 or refit:
         assert after.mean() < 0.97 * before.mean()
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_rounded_zero_points_start_from_codes_and_0_stays_near_the_grid(name):
+    scheme = SCHEMES[name]
+    w = normal(96, 256)
+    codes = dataclasses.replace(scheme, zero_point=scheme.values)
+    before, after = _tile_error(w, _nearest(w, codes)), _tile_error(w, _held(w, scheme))
+    assert (after <= before * (1 + 64 * 2.0**-24)).all()
+    rounded, free = (
+        np.asarray(_held(w, scheme, HQQ(round_zero=b)).zero_point, np.float64) for b in (True, False)
+    )
+    off = [np.abs(zero - np.round(zero)).mean() for zero in (rounded, free)]
+    assert off[0] <= off[1] / 2
 
 
 @pytest.mark.parametrize("refit", [False, True])
@@ -128,7 +143,8 @@ def test_one_step_is_the_proximal_step_written_out():
         sparse = np.sign(off) * np.maximum(size - size**-0.3 / beta, 0)
         zero = (codes - (w - sparse) / gap).mean()
         beta *= 1.01
-    q = _held(jnp.asarray(w, jnp.float32), SCHEMES["2 bits"], HQQ(iterations=3))
+    how = HQQ(iterations=3, round_zero=False)
+    q = _held(jnp.asarray(w, jnp.float32), SCHEMES["2 bits"], how)
     assert float(q.zero_point[0, 0]) == pytest.approx(best[1], rel=1e-5)
     assert float(q.scale[0, 0]) == pytest.approx(gap, rel=1e-6)
 
