@@ -90,7 +90,8 @@ def test_rounded_zero_points_start_from_codes_and_0_stays_near_the_grid(name):
     before, after = _tile_error(w, _nearest(w, codes)), _tile_error(w, _held(w, scheme))
     assert (after <= before * (1 + 64 * 2.0**-24)).all()
     rounded, free = (
-        np.asarray(_held(w, scheme, HQQ(round_zero=b)).zero_point, np.float64) for b in (True, False)
+        np.asarray(_held(w, scheme, HQQ(round_zero=b)).zero_point, np.float64)
+        for b in (True, False)
     )
     off = [np.abs(zero - np.round(zero)).mean() for zero in (rounded, free)]
     assert off[0] <= off[1] / 2
