@@ -1,6 +1,7 @@
 """`jaxquant quantize`: from a float model to a folder, by parameters or, with data, by blocks."""
 
 import argparse
+import math
 import pathlib
 import resource
 import sys
@@ -16,6 +17,7 @@ from .. import recipes
 from ..algorithms import quantize
 from ..intercept import Account, Plan, plan as make_plan, Recipe
 from ..models import is_checkpoint, open_model, OpenedModel, save_model, variables_inventory
+from ..ops import Outliers
 from ._calibrate import calibrated, check_needed, finished, read_ids, site_rows, summary
 from ._console import bar, check_json, say, write_json
 from ._inspect import inventory_json, size_text
@@ -130,6 +132,8 @@ def sites_json(account: Account, beside: Mapping[str, Mapping[str, Any]]) -> lis
                 "scaling": None if site.scaling is None else site.scaling.name,
                 "scheme": str(site.weights),
                 "activations": None if site.activations is None else str(site.activations),
+                "static": site.static,
+                "outliers": None if site.outliers is None else _outliers(site.outliers),
                 "sqnr_db": site.sqnr_db,
                 "errors": {
                     "snr_db": site.sqnr_db,
@@ -140,6 +144,16 @@ def sites_json(account: Account, beside: Mapping[str, Mapping[str, Any]]) -> lis
             }
         rows.append(row)
     return rows
+
+
+def _outliers(outliers: Outliers) -> dict[str, Any]:
+    """As recipes name them; JSON has no infinity."""
+    threshold = outliers.threshold if math.isfinite(outliers.threshold) else None
+    return {
+        "threshold": threshold,
+        "weights": outliers.weights.value,
+        "columns": outliers.columns,
+    }
 
 
 def _most_noise(account: Account) -> str:

@@ -107,6 +107,15 @@ def test_gptq_from_windows_of_ids(jaxquant, model, tokens, tmp_path):
     assert np.isfinite(opened.ready()(np.zeros((1, 4), np.int32))).all()
 
 
+def test_outliers_are_told(jaxquant, model, tmp_path):
+    file = tmp_path / "q.json"
+    ran = jaxquant("quantize", model, tmp_path / "q", "--recipe", "llm_int8", "--json", file)
+    assert ran.code == 0
+    sites = json.loads(file.read_text())["sites"]
+    (told,) = {str(site["outliers"]) for site in sites if site["reason"] is None}
+    assert told == str({"threshold": 6.0, "weights": "dequantized", "columns": None})
+
+
 def test_smoothquant_from_text(jaxquant, model, tmp_path):
     (tmp_path / "a.txt").write_text("In the beginning was the word. " * 20)
     file = tmp_path / "q.json"
@@ -125,7 +134,7 @@ def test_smoothquant_from_text(jaxquant, model, tmp_path):
     assert (site["algorithm"], site["scaling"]) == ("nearest", "smoothquant")
     assert site["folds"] == ["layers/1/mlp_norm/scale -> layers/1/mlp/{gate,up}/kernel"]
     assert (site["nearest_error"], site["error"], site["notes"]) == (None, None, [])
-    assert site["activations"] == "int8 tensor"
+    assert (site["activations"], site["static"], site["outliers"]) == ("int8 tensor", True, None)
     # What was folded computes what the model did, up to eight bits and fixed ranges.
     evaluated = tmp_path / "e.json"
     score = ("--text", tmp_path / "a.txt", "--length", 32, "--against", model, "--json", evaluated)
