@@ -173,7 +173,10 @@ def _by_algorithm(leaf: Any, planned: LeafPlan, algorithm: Any) -> QArray:
     sharding = getattr(w, "sharding", None)
     with automatic(sharding) as laid:
         w = w if laid is sharding else jax.device_put(w, laid)
-        made = algorithm.run(as_matrix(w.astype(jnp.float32), **roles), {}, planned.scheme)
+        try:
+            made = algorithm.run(as_matrix(w.astype(jnp.float32), **roles), {}, planned.scheme)
+        except ValueError as error:
+            raise ValueError(f"{planned.path}: {error}") from error
         if made.permutation is not None:
             raise ValueError(
                 f"{algorithm} puts the inputs of {planned.path} in another order, which only "

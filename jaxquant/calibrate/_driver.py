@@ -216,7 +216,10 @@ class Quantization:
         if self.devices is not None:
             matrix = self.devices.by_rows(matrix)
         if algorithm is not None:
-            chosen = algorithm.run(matrix, statistics, scheme)
+            try:
+                chosen = algorithm.run(matrix, statistics, scheme)
+            except ValueError as error:
+                raise ValueError(f"{root} by {site.rule!r}: {error}") from error
             if self.devices is not None:
                 chosen = local(chosen)
             notes = tuple(chosen.notes)

@@ -11,7 +11,14 @@ from flax import nnx
 from tiny_configs import LLAMA
 
 import jaxquant as jq
-from jaxquant.algorithms import GPTQ, HQQ, Order, static_observers, static_scale
+from jaxquant.algorithms import (
+    GPTQ,
+    HQQ,
+    Order,
+    RangeSearch,
+    static_observers,
+    static_scale,
+)
 from jaxquant.calibrate import calibrate, Inputs, Settings, token_batches
 from jaxquant.calibrate._driver import block_of
 from jaxquant.intercept import Root
@@ -313,3 +320,22 @@ def test_experts_get_codes_of_their_own():
 )
 def test_the_block_of_a_root(root, block):
     assert block_of(root) == block
+
+
+@pytest.mark.parametrize("data_free", [False, True])
+def test_a_scheme_that_an_algorithm_refuses_is_an_error_naming_the_parameter(data_free):
+    model, variables, batches = llama()
+    rule = jq.Rule(
+        match="*",
+        weights=G8 if data_free else jq.schemes.NVFP4,
+        algorithm=HQQ() if data_free else GPTQ(search=RangeSearch()),
+    )
+    plan = planned(llama(), rule)
+    if data_free:
+        with pytest.raises(ValueError, match="^layers/0/attention/k/kernel: HQQ finds zero points"):
+            jq.quantize(variables, plan)
+    else:
+        with pytest.raises(
+            ValueError, match=r"^layers/0/.*/kernel by '\*': A range search chooses"
+        ):
+            calibrate(model, variables, batches, plan)
