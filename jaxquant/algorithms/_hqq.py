@@ -31,7 +31,7 @@ class HQQ:
     so small that `u` is 0, and the step is that of least squares.
 
     The reference moves zero points alone. With `refit_scale` each step takes the scale from least
-    squares too, which takes a seventh off the squared error of 3 bits and 40% off that of 2.
+    squares too, which takes a seventh off the squared error of 3 bits and 37% off that of 2.
 
     With `round_zero` it starts from zero points that are codes, as the reference does for 4 bits:
     0 is on the grid, and stays near it. Small weights, of which there are many, err less that way,
