@@ -15,12 +15,16 @@ RATIOS = {
     ("sym_gptq_qep", "sym_gptq"): 1.0,
     ("asym_range", "asym_round"): 1.0,
     ("asym_gptq", "asym_round"): 0.8,
+    ("asym_gptq_qep", "asym_gptq"): 1.0,
     ("awq", "asym_round"): 0.9,
     ("awq_gptq", "awq"): 1.0,
     ("channel_gptq", "channel_round"): 0.6,
     ("w3_gptq", "w3_round"): 0.6,
+    ("w3_gptq_qep", "w3_gptq"): 1.0,
+    ("w3_hqq", "w3_round"): 1.0,
     ("w2_awq_gptq", "w2_round"): 0.8,
     ("nf4_gptq", "nf4"): 1.0,
+    ("mxfp4_even", "mxfp4"): 0.9,
     ("static_config", "static"): 0.3,
     ("static_eight", "static"): 0.3,
     ("only_o_static", "only_down_static"): 0.5,
@@ -33,8 +37,9 @@ STATIC_KL = 0.06
 """Of the static recipe, on the tokens that peers were given."""
 SAME_ROUNDING = 1.05
 """Where a row only rounds, as its peer does, no more than this."""
-BEHIND = {"hqq": 1.1, "mxfp4": 1.5, "w8a8_smooth8": 1.2}
-"""Rows behind their peers, and by how much at most. The README says why, as far as it is known."""
+BEHIND = {"mxfp4": 1.5, "mxfp4_ceil": 1.1, "w8a8_smooth8": 1.2}
+"""Rows that do not do what their peers do, and are behind them, and by how much at most. The README
+says why; `mxfp4_even` and `w8a8_smooth8_norms` do the same."""
 
 
 def broken(rows: Mapping[str, dict[str, Any]], *, quick: bool) -> list[str]:
