@@ -4,6 +4,7 @@ Nothing here may import jaxquant: pytest reads this file before jaxtyping's impo
 and what is imported by then goes unchecked.
 """
 
+import collections
 import gc
 import importlib.util
 import os
@@ -28,6 +29,23 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # No deadline: the first example of a test pays for its compilation. The same examples every time.
 hypothesis.settings.register_profile("jaxquant", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("jaxquant")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--every", type=int, default=1, metavar="N", help="of each test's cases run every Nth alone"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """The first case of a test is always run: tests without cases are."""
+    before, kept, left = collections.Counter(), [], []
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        (left if before[test] % config.getoption("every") else kept).append(item)
+        before[test] += 1
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
 
 
 _MUCH = 2 << 30
