@@ -181,6 +181,10 @@ FOUR_BITS = (
     weights(
         "hqq_refit", "the same, scales refitted", H4, algorithm=HQQ(refit_scale=True), peer="hqq"
     ),
+    weights(
+        "hqq_unrounded", "W4 g64, HQQ, the first zero points not rounded", H4,
+        algorithm=HQQ(round_zero=False),
+    ),
     weights("channel_round", "W4 sym per channel, rounding", CHANNELS, peer="channel_round"),
     weights(
         "channel_gptq", "W4 sym per channel, GPTQ, damping 0.1, range search", CHANNELS,
@@ -210,6 +214,10 @@ FEWER_BITS = (
         algorithm=dataclasses.replace(BEST, correction=0.5), peer="w3_gptq", rounding="w3_round",
     ),
     weights("w3_hqq", "W3 g64, HQQ", H3, algorithm=HQQ(), peer="w3_hqq"),
+    weights(
+        "w3_hqq_unrounded", "W3 g64, HQQ, the first zero points not rounded, as the peer has it",
+        H3, algorithm=HQQ(round_zero=False), peer="w3_hqq",
+    ),
     weights("w2_round", "W2 asym g64, rounding", A2),
     weights(
         "w2_gptq", "W2 asym g64, GPTQ, damping 0.1, range search", A2,
