@@ -7,7 +7,6 @@ from ._awq import (
     Found as Found,
     rounded_at as rounded_at,
     scaling_losses as scaling_losses,
-    search as search,
 )
 from ._clip_search import clipped as clipped, ClipSearch as ClipSearch
 from ._fold_apply import (

@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -184,15 +184,3 @@ def choose(
     index = jnp.argmin(losses, axis=-1)
     scale = jnp.take_along_axis(candidates, index[..., None, None], axis=-2)[..., 0, :]
     return Found(scale=scale, index=index, losses=losses)
-
-
-def search(
-    candidates: Float[Array, "candidates k"], loss: Callable[[Float[Array, " k"]], Any]
-) -> Found:
-    """`choose` with `loss(s)` for each candidate: whatever the caller measures.
-
-    For AWQ it is the mean squared error of a block's output, with the group's weights replaced by
-    `rounded_at(w, s, scheme)`. Each call is given one array of one shape: jit it.
-    """
-    losses = jnp.stack([jnp.asarray(loss(s), jnp.float32) for s in candidates])
-    return choose(candidates, losses)

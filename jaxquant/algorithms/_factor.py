@@ -48,10 +48,10 @@ def made_up(
     gram: Float[Array, "k k"],
     drift: Float[Array, "k k"],
     damping: float,
-) -> Float[Array, "n k"]:
+) -> tuple[Float[Array, "n k"], Bool[Array, ""]]:
     """`w d (gram + damping)^-1`: what to add, so that the outputs are those of float inputs.
 
-    Nothing where the Gram matrix is not positive definite even so.
+    Nothing where the Gram matrix is not positive definite even so: the second result says.
     """
     mean = jnp.diagonal(gram).mean()
     ridge = np.float32(max(damping, 1e-4)) * jnp.where(mean == 0, 1.0, mean)
@@ -59,4 +59,5 @@ def made_up(
     factor = jax.scipy.linalg.cho_factor(damped, lower=True)
     wanted = jnp.matmul(w, drift, precision=lax.Precision.HIGHEST)
     found = jax.scipy.linalg.cho_solve(factor, wanted.T).T
-    return jnp.where(jnp.isfinite(found).all(), found, 0.0)
+    solved = jnp.isfinite(found).all()
+    return jnp.where(solved, found, 0.0), solved

@@ -25,6 +25,7 @@ from ..qarray._qarray import scale_values, spread
 from ..qarray._quantize import stored_scale, stored_zero_point, wanted_scale
 from ._columns import Given, Grid, InTurn, round_columns
 from ._factor import damped_factor, made_up
+from ._health import Health, told
 from ._matrix import Chosen
 from ._panels import Panels, panels
 from ._range_search import check_searchable, RangeSearch, searched
@@ -53,8 +54,8 @@ class GPTQ:
     `damping`, times the mean of its diagonal, is added to the diagonal of the Gram matrix; before
     that, entries off the diagonal are multiplied by `1 - shrink`. About `block` columns are rounded
     before the errors of all of them are multiplied at once: it decides nothing but speed.
-    `measured` asks for the losses. With a `search` scales are chosen before anything is rounded, by
-    the diagonal of the Gram matrix.
+    `measured` asks for the losses, with a correction those of the corrected weight. With a `search`
+    scales are chosen before anything is rounded, by the diagonal of the Gram matrix.
 
     With a `correction` above 0, weights also make up for what earlier levels did to their inputs
     (QEP, Arai and Ichikawa 2025, arXiv:2504.09629): they are rounded to `w + correction * w d (gram
@@ -107,24 +108,10 @@ class GPTQ:
             check_searchable(scheme)
         drift = statistics.get("drift") if self.correction else None
         chosen, health = gptq(w, gram, scheme, self, drift)
-        notes = _notes(health, self)
+        notes = told(health, self.damping)
         if self.correction and drift is None:
             notes += ("what earlier levels did to its inputs is not known, and not made up for",)
         return dataclasses.replace(chosen, notes=notes)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Health:
-    """How it went, for each entry of the stack.
-
-    `damping` that was used is infinite where none made the Gram matrix positive definite; `dead`
-    counts columns whose inputs were all 0."""
-
-    weight_finite: Any
-    gram_finite: Any
-    damping: Any
-    dead: Any
 
 
 @functools.partial(jax.jit, static_argnames=("scheme", "how"))
@@ -158,8 +145,10 @@ def _gptq(
     w = w.astype(jnp.float32)
     gram = gram.astype(jnp.float32)
     rows, width = tile_shape((n, k), scheme.tile, contracted=(1,))
+    solved = jnp.asarray(True)
     if drift is not None:
-        w = w + np.float32(how.correction) * made_up(w, gram, drift, how.damping)
+        more, solved = made_up(w, gram, drift, how.damping)
+        w = w + np.float32(how.correction) * more
     plain = quantize_array(w, scheme, contracted=(1,))
     # Scales that lie in one range with each other are made before any of them is used.
     given = width >= k or how.order is Order.STATIC or isinstance(scheme.scale, Scheme)
@@ -213,6 +202,7 @@ def _gptq(
         gram_finite=jnp.isfinite(gram).all(),
         damping=used,
         dead=(diagonal == 0).sum(),
+        solved=solved,
     )
 
 
@@ -353,48 +343,3 @@ def _gram_of(w: Float[Array, "*stack n k"], statistics: Mapping[str, Any]) -> An
             f"{(*w.shape[:-2], k, k)}; got {tuple(gram.shape)}."
         )
     return gram
-
-
-def _notes(health: Health, how: GPTQ) -> tuple[str, ...]:
-    """What the account should say.
-
-    **Raises:** `ValueError` for numbers that are not finite.
-    """
-    health = jax.tree.map(np.asarray, health)
-    for what, finite in (("weight", health.weight_finite), ("Gram matrix", health.gram_finite)):
-        if not finite.all():
-            raise ValueError(
-                f"The {what}{_at(~finite)} holds NaN or infinity. "
-                + (
-                    "Repair the checkpoint, or leave this parameter by a rule."
-                    if what == "weight"
-                    else "The inputs of this site overflowed or held NaN: calibrate in float32, or "
-                    "with other data."
-                )
-            )
-    notes = []
-    if health.dead.any():
-        notes.append(
-            f"columns of inputs that were always 0, rounded to nearest: {health.dead.sum()}"
-        )
-    more = (health.damping > np.float32(how.damping)) & np.isfinite(health.damping)
-    if more.any():
-        worst = float(health.damping[more].max())
-        notes.append(
-            f"the Gram matrix{_at(more)} was not positive definite with damping {how.damping:g}: "
-            f"damped by {worst:g}"
-        )
-    lost = np.isinf(health.damping)
-    if lost.any():
-        notes.append(
-            f"no damping made the Gram matrix{_at(lost)} positive definite: rounded to nearest"
-        )
-    return tuple(notes)
-
-
-def _at(which: Any) -> str:
-    """Where in a stack; nothing for a single weight."""
-    if np.ndim(which) == 0:
-        return ""
-    found = np.argwhere(which)[0].tolist()
-    return f" at {found[0] if len(found) == 1 else tuple(found)} of the stack"

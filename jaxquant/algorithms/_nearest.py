@@ -168,7 +168,7 @@ def _by_algorithm(leaf: Any, planned: LeafPlan, algorithm: Any) -> QArray:
     """A parameter as an algorithm that needs no data holds it."""
     w = _checked(leaf, planned)
     if not _all_finite(w):
-        raise _not_finite(planned)
+        raise not_finite(planned.path)
     roles: dict[str, Any] = {"contracted": planned.contracted, "stack": planned.stack}
     sharding = getattr(w, "sharding", None)
     with automatic(sharding) as laid:
@@ -237,7 +237,7 @@ def _leaf(
     squares = sums.signal if measured else sums
     # A sum of squares is finite only if all values are; the squares of finite ones may not be.
     if not math.isfinite(squares) and not _all_finite(w):
-        raise _not_finite(planned)
+        raise not_finite(planned.path)
     q = dataclasses.replace(q, codes=from_bytes(q.codes, planned.scheme.values))
     if isinstance(sharding, jax.sharding.NamedSharding):
         q = place(q, sharding)
@@ -255,9 +255,10 @@ def _checked(leaf: Any, planned: LeafPlan) -> Array:
     return leaf if isinstance(leaf, jax.Array) else jnp.asarray(np.asarray(leaf))
 
 
-def _not_finite(planned: LeafPlan) -> ValueError:
+def not_finite(name: str) -> ValueError:
+    """What is raised for a parameter, or a part of one, that cannot be quantized."""
     return ValueError(
-        f"{planned.path} holds NaN or infinity, which no code stands for. Repair the checkpoint, "
+        f"{name} holds NaN or infinity, which no code stands for. Repair the checkpoint, "
         "or leave this parameter by a rule."
     )
 

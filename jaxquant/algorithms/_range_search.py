@@ -25,12 +25,12 @@ from ._matrix import Chosen
 class RangeSearch:
     """Rounding to nearest, with each tile's range chosen by the error that its inputs make of it.
 
-    The range that the scheme's rule gives is tried in `steps` sizes from `least` to `most` times
-    its own, and of these the one is taken for which `sum_j h_j (w_j - round(w_j))^2` over the tile
-    is least, where `h_j` is the mean square of input `j`. That is the error of the tile's own
-    output if inputs were not correlated; unlike a search by the weights alone it knows which
-    columns matter. Symmetric formats whose ends differ (-8 and 7) are tried with both signs of the
-    scale, and ranges with a zero point at both ends apart, `steps` times `steps`.
+    The range that the scheme's rule gives is tried as it is and in `steps` sizes from `least` to
+    `most` times its own, and of these the one is taken for which `sum_j h_j (w_j - round(w_j))^2`
+    over the tile is least, where `h_j` is the mean square of input `j`. That is the error of the
+    tile's own output if inputs were not correlated; unlike a search by the weights alone it knows
+    which columns matter. Symmetric formats whose ends differ (-8 and 7) are tried with both signs
+    of the scale, and ranges with a zero point at both ends apart, each size with each.
 
     `least` is for formats of 4 bits and more; narrower ones are searched from `least_narrow`.
     """

@@ -20,6 +20,7 @@ from ..algorithms import (
     static_observers,
     static_scale,
 )
+from ..algorithms._nearest import not_finite
 from ..intercept import Drift, MarkedSite, Peak, Plan, PlanError, Root, SitePlan, Step
 from ..ops import OutlierWeights
 from ..qarray import dequantize, QArray
@@ -129,13 +130,25 @@ class Quantization:
                     "go with no algorithm and no static activations. Leave out `unfolded`, or "
                     "these."
                 )
+            if root in self.results:
+                others = ", ".join(site for site, own in self.states.items() if root in own)
+                raise PlanError(
+                    f"{root} is read by {others} and {name}, which would divide their inputs by "
+                    "factors of their own, and its codes stand for one product. Leave out "
+                    "`unfolded` for it."
+                )
             planned = RootPlan(leaf=self.plan.by_path[root.path], root=root)
             roles = planned.roles
-            w = root_array(self.known, root)
+            w = self._weight(root)
             matrix = as_matrix(w, **roles).astype(jnp.float32) * s[..., None, :]
             scaled = from_matrix(matrix, planned.shape, **roles).astype(w.dtype)
             self.results.put(ALWAYS, {root: nearest(scaled, planned.leaf.scheme, **roles)})
             self.states.setdefault(name, {})[root] = {"smoothing": s}
+
+    def _weight(self, root: Root) -> Any:
+        """A weight of the float model. With a mesh it may lie anywhere: statistics are on all."""
+        w = root_array(self.known, root)
+        return w if self.devices is None else local(w)
 
     def _needs_twin(self) -> bool:
         """Whether an algorithm wants to know how inputs depart from those of the float model."""
@@ -171,10 +184,15 @@ class Quantization:
             began = time.perf_counter()
             found = statistics[id(step)]
             planned = RootPlan(leaf=self.plan.by_path[root.path], root=root)
-            w = root_array(self.known, root)
+            w = self._weight(root)
             state = self._state(self.plan.by_site[site], planned, w, found)
             if root not in self.results and root not in written:
                 q, more, row = self._choose(step, planned, w, found)
+                if more and self.plan.by_site[site].op != "dot":
+                    raise PlanError(
+                        f"{site} is no dot, and only dots take their inputs in another order. Give "
+                        "its rule Order.STATIC."
+                    )
                 if more and (state.keys() - {"scale", "zero_point"} or _tiled(state)):
                     raise PlanError(
                         f"{site} takes its inputs in another order, and has original outlier "
@@ -209,10 +227,7 @@ class Quantization:
         rows = np.asarray(statistics["count"]["rows"])
         matrix = as_matrix(w, **roles).astype(jnp.float32)
         if not bool(jnp.isfinite(matrix).all()):
-            raise ValueError(
-                f"{root} holds NaN or infinity, which no code stands for. Repair the checkpoint, "
-                "or leave this parameter by a rule."
-            )
+            raise not_finite(str(root))
         if self.devices is not None:
             matrix = self.devices.by_rows(matrix)
         if algorithm is not None:
@@ -277,7 +292,7 @@ class Quantization:
             assert site.outliers is not None
             matrix = as_matrix(w, **roles)
             state |= known_outliers(matrix, statistics["peak"], site.outliers)
-        return state
+        return state if self.devices is None else local(state)
 
     def effective(self, root: Root) -> Any:
         """A root as equations see it: what its codes stand for, once they are chosen."""

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def calibrate(
     """
     if out is None and (resume or keep):
         raise ValueError("resume and keep are about a folder of the run. Give out=, or neither.")
+    folder = None if out is None else Path(out).resolve()
     given = parameters(unstamped(variables)[0])
     if held := [path for path, leaf in given.items() if is_qarray(leaf)]:
         raise ValueError(
@@ -95,29 +97,29 @@ def calibrate(
         data = in_units(data, settings.unit)
     devices = None if mesh is None else Devices(mesh=mesh, axis=axis, unit=settings.unit)
     journal = None
-    if out is not None:
+    if folder is not None:
         identity = {
             "plan": plan.fingerprint,
             "data": digest_of(data),
             "weights": weights_digest(unstamped(variables)[0]),
             "settings": repr(dataclasses.replace(settings, memory=0)),
+            "devices": str(1 if devices is None or settings.unit is not None else devices.count),
         }
-        if devices is not None and settings.unit is None:
-            identity["devices"] = str(devices.count)
-        journal = Journal(Path(out), identity, resume=resume)
+        journal = Journal(folder, identity, resume=resume)
     scalings: list[Scaled] = []
     unscaled: tuple[str, ...] = ()
     unfolded: dict[tuple[str, Root], Any] = {}
-    with Store(settings.memory, out) as store:
+    scaled = 0
+    with Store(settings.memory, folder) as store:
         if any(site.scaling is not None for site in plan.sites):
-            # Its samples are batches: what is dealt out in units is another sample.
+            # One device: a sample has to be the same on any number of them.
             lent = None if settings.unit is not None else devices
             scaling = Scaling(
                 plan, model, variables, data, store, settings, progress, lent, journal
             )
             variables = scaling.run()
             scalings, unscaled = scaling.rows, scaling.without_fold
-            unfolded = scaling.unfolded
+            unfolded, scaled = scaling.unfolded, scaling.walk.programs.compiled
         known = parameters(unstamped(variables)[0])
         run = Quantization(plan, known, settings, journal, progress, devices)
         run.smooth(unfolded)
@@ -133,16 +135,24 @@ def calibrate(
     assert account is not None
     account = dataclasses.replace(account, notes=_notes(scalings, unscaled, run.rows))
     _trim()
-    if out is not None and not keep:
-        shutil.rmtree(out)
+    if folder is not None and not keep:
+        _remove(folder)
     return Calibrated(
         qvariables=tree,
         account=account,
         sites=tuple(run.rows),
         scalings=tuple(scalings),
         unscaled=unscaled,
-        compiled=programs.compiled,
+        compiled=scaled + programs.compiled,
     )
+
+
+def _remove(folder: Path) -> None:
+    """Removes the folder of a run; what was made is not lost where that fails."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        warnings.warn(f"{folder} could not be removed: {error}. Remove it.", stacklevel=3)
 
 
 def _notes(

@@ -29,6 +29,7 @@ _TOLD = {
     "data": "data (--calibration, --windows, --length or --batch)",
     "weights": "weights",
     "settings": "settings (Settings, or --forward)",
+    "devices": "devices (with Settings(unit=) their number would not matter)",
 }
 """What a field of the header is to who gave it."""
 
@@ -67,13 +68,14 @@ class Journal:
                 "--resume), or remove the folder."
             )
         try:
-            held = json.loads(header.read_bytes())
-        except ValueError:
+            held = dict(json.loads(header.read_bytes()))
+        except (ValueError, TypeError):
             raise CheckpointError(
                 f"{header} is damaged. Remove the folder and start anew."
             ) from None
-        for what, now in {"version": _VERSION, **identity}.items():
-            if held.get(what) != now:
+        now = {"version": _VERSION, **identity}
+        for what in (*now, *held):
+            if held.get(what) != now.get(what):
                 raise ValueError(
                     f"{self.folder} is a calibration with other {_TOLD.get(what, what)}. Resume it "
                     "with what it was started with, or remove the folder."

@@ -30,7 +30,7 @@ from ..intercept._inputs import inputs_of
 from ..intercept._rows import values as values_of_rows
 from ..qarray import Scheme
 from ._compiled import Programs
-from ._devices import Devices
+from ._devices import Devices, local
 from ._journal import Journal
 from ._roots import root_array, RootPlan
 from ._segments import marked, moving_side, Part, part_of, Segment
@@ -167,7 +167,7 @@ class Scaling:
             self.chosen.append((fold, np.asarray(s).reshape(fold.shape)))
             return
         (step,) = steps
-        self.unfolded[marked(step).site, marked(step).root] = jnp.asarray(s)
+        self.unfolded[marked(step).site, marked(step).root] = local(s)
 
     def _choose(
         self, index: int, fold: Fold | None, steps: list[Step], found: Statistics
@@ -225,6 +225,7 @@ class Scaling:
     def _matrix(self, root: Root) -> Any:
         planned = self._leaf(root)
         w = root_array(self.walk.known, root)
+        w = w if self.walk.programs.devices is None else local(w)
         return as_matrix(w, **planned.roles).astype(jnp.float32)
 
     def _smoothed(
@@ -274,7 +275,7 @@ class Scaling:
         planned = [self._leaf(root) for root in roots]
         plain = walk.fixed(part)
         places = {r: v for v, r in part.graph.roots.items() if r in roots and v in part.inputs}
-        batches = range(min(self.settings.sample, len(walk.batches)))
+        batches = walk.like_the_first()[: self.settings.sample]
         moving = [v for v in part.inputs if v in part.graph.moving]
 
         def outs(values: Mapping[int, Any], number: int) -> list[Any]:
@@ -354,24 +355,6 @@ def _joined(found: Statistics) -> dict[str, Any]:
         front = tuple(range(found["moments"]["rows"].ndim))
         joined["moments"] = jax.tree.map(lambda x: x.sum(axis=front), found["moments"])
     return joined
-
-
-def _together(found: Statistics) -> Statistics:
-    """Statistics of all entries of a stack as if they were one."""
-
-    def total(x: Any, own: int, combine: Any = jnp.sum) -> Any:
-        return combine(x, axis=tuple(range(x.ndim - own)))
-
-    whole = {}
-    if "moments" in found:
-        moments = found["moments"]
-        magnitude, rows = total(moments["magnitude"], 1), total(moments["rows"], 0)
-        whole["moments"] = {"magnitude": magnitude, "rows": rows}
-    if "gram" in found:
-        whole["gram"] = total(found["gram"], 2)
-    if "peak" in found:
-        whole["peak"] = total(found["peak"], 1, jnp.max)
-    return whole
 
 
 def _tied(candidates: Any, fold: Fold | None) -> Any:

@@ -27,7 +27,8 @@ class Settings:
     does). Experts that saw fewer rows than `least_share` of what an expert saw on average are
     rounded to nearest. `unit` is how many windows, the leading axis of a batch's arrays, a device
     runs at once: then codes are the same to the bit on any number of devices (`None`: batches as
-    they come). `sample` is on how many batches scalings compare the outputs of a block.
+    they come). `sample` is on how many batches, or units, scalings compare the outputs of a block.
+    The data themselves are held beside `memory`.
     """
 
     inputs: Inputs = Inputs.QUANTIZED

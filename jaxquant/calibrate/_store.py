@@ -56,6 +56,11 @@ class Store:
         host = np.asarray(array)
         # Raw bytes: NumPy's own files do not know bfloat16.
         host.tofile(file)
+        if (written := file.stat().st_size) != host.nbytes:
+            raise OSError(
+                f"{file} holds {written} bytes of {host.nbytes}: is the disk full? Make room, or "
+                "give more memory (Settings)."
+            )
         self._files[value, batch] = (file, jax.ShapeDtypeStruct(host.shape, host.dtype))
         self.spilled += size
 

@@ -73,6 +73,10 @@ class Walk:
     def segments(self) -> tuple[Segment, ...]:
         return self._cut[0][1]
 
+    def like_the_first(self) -> list[int]:
+        """The numbers of the batches that the first one's segments can be run on."""
+        return [n for n, (graph, _) in enumerate(self._cut) if graph is self.graph]
+
     def _graph(self, batch: tuple[Any, ...]) -> tuple[Graph, tuple[Segment, ...]]:
         key = tuple(
             (x.shape, str(x.dtype)) if is_array(x) else repr(x) for x in jax.tree.leaves(batch)

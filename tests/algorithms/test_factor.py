@@ -48,7 +48,9 @@ def test_what_is_made_up_for_gives_the_outputs_of_float_inputs():
     x = y + 0.2 * y @ rng.standard_normal((12, 12)) + 0.1 * rng.standard_normal((400, 12))
     w = rng.standard_normal((7, 12))
     parts = [jnp.asarray(a, jnp.float32) for a in (w, x.T @ x, (y - x).T @ x)]
-    got = np.asarray(made_up(*parts, 0.0), np.float64)
+    found, solved = made_up(*parts, 0.0)
+    got = np.asarray(found, np.float64)
+    assert bool(solved)
     # The least squares answer: what `x` can say of `y w^T`.
     wanted = np.linalg.lstsq(x, y @ w.T, rcond=None)[0].T
     np.testing.assert_allclose(w + got, wanted, rtol=2e-3, atol=2e-3)
@@ -58,12 +60,13 @@ def test_what_is_made_up_for_gives_the_outputs_of_float_inputs():
 
 def test_nothing_is_made_up_for_where_inputs_are_the_same_or_say_nothing():
     w = jnp.ones((3, 4))
-    assert not np.asarray(made_up(w, jnp.eye(4), jnp.zeros((4, 4)), 0.1)).any()
-    broken = -jnp.eye(4)
-    assert not np.asarray(made_up(w, broken, jnp.ones((4, 4)), 0.1)).any()
+    for gram, solvable in ((jnp.eye(4), True), (-jnp.eye(4), False)):
+        drift = jnp.zeros((4, 4)) if solvable else jnp.ones((4, 4))
+        found, solved = made_up(w, gram, drift, 0.1)
+        assert not np.asarray(found).any() and bool(solved) is solvable
 
 
 def test_corrections_are_in_float32_under_x64():
     w, gram = jnp.ones((2, 3), jnp.float32), jnp.eye(3, dtype=jnp.float32)
     with jax.enable_x64(True):
-        assert made_up(w, gram, gram, 0.1).dtype == jnp.float32
+        assert made_up(w, gram, gram, 0.1)[0].dtype == jnp.float32

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from tiny_configs import LLAMA
 
 import jaxquant as jq
-from jaxquant.algorithms import GPTQ, Order
+from jaxquant.algorithms import AWQ, GPTQ, Order
 from jaxquant.calibrate import calibrate, Settings
 from jaxquant.calibrate._devices import Devices, in_units
 from jaxquant.models import Llama
@@ -143,3 +143,28 @@ def test_a_unit_needs_windows(batch):
 def test_a_unit_holds_something():
     with pytest.raises(ValueError, match="A unit of 0 windows"):
         in_units([(np.ones(3),)], 0)
+
+
+def test_variables_and_tokens_may_be_bound_to_one_device():
+    model, variables, tokens = llama()
+    first = jax.devices()[0]
+    variables = jax.device_put(variables, first)
+    a8 = jq.Scheme(values=jq.INT8, tile=jq.PER_TENSOR)
+    rules = (
+        jq.Rule(match="*embed*", optional=True),
+        jq.Rule(
+            match="*",
+            weights=INT4_G8,
+            activations=a8,
+            static=True,
+            algorithm=GPTQ(order=Order.STATIC),
+            scaling=AWQ(ratios=4),
+        ),
+    )
+    batch = (jnp.asarray(tokens[:4]),)
+    plan = jq.plan(model, variables, *batch, recipe=jq.Recipe(name="all", rules=rules))
+    made = calibrate(model, variables, [batch], plan, mesh=mesh(2))
+    out = jq.wrap(model, plan, made.qvariables)(jax.device_put(batch[0], first))
+    assert bool(jnp.isfinite(out).all())
+    lies = {d for x in jax.tree.leaves(made.qvariables) for d in x.devices()}
+    assert lies == {first}

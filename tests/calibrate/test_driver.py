@@ -339,3 +339,9 @@ def test_a_scheme_that_an_algorithm_refuses_is_an_error_naming_the_parameter(dat
             ValueError, match=r"^layers/0/.*/kernel by '\*': A range search chooses"
         ):
             calibrate(model, variables, batches, plan)
+
+
+def test_experts_take_their_inputs_as_they_come():
+    rule = jq.Rule(match="*", weights=G8, algorithm=GPTQ(order=Order.DESCENDING))
+    with pytest.raises(jq.PlanError, match=r"experts/.* is no dot, and only dots take"):
+        run(decoder(), rule, settings=Settings(least_share=0.0))

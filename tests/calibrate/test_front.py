@@ -1,4 +1,5 @@
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +131,23 @@ def test_what_is_kept_is_read_from_the_folder_and_saved_the_same(tmp_path):
     jq.save(tmp_path / "kept", kept.qvariables, plan, account=kept.account)
     again, _ = jq.load(tmp_path / "kept", template=variables)
     assert same(again, plain.qvariables)
+
+
+def test_a_folder_may_be_a_link_and_one_that_cannot_be_removed_loses_nothing(tmp_path, monkeypatch):
+    model, variables, batches = llama()
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    _, plain = run(model, variables, batches)
+    _, linked = run(model, variables, batches, out=tmp_path / "link")
+    assert same(plain.qvariables, linked.qvariables) and not (tmp_path / "real").exists()
+
+    def fails(folder, **options):
+        raise OSError("busy")
+
+    monkeypatch.setattr(shutil, "rmtree", fails)
+    with pytest.warns(UserWarning, match="busy could not be removed: busy. Remove it"):
+        _, kept = run(model, variables, batches, out=tmp_path / "busy")
+    assert same(plain.qvariables, kept.qvariables)
 
 
 class Stop(Exception):

@@ -85,6 +85,15 @@ def test_another_plan_or_other_data_are_refused(tmp_path):
         Journal(tmp_path, IDENTITY, resume=False)
 
 
+@pytest.mark.parametrize("more", ["held", "asked"])
+def test_what_only_one_of_two_calibrations_has_is_a_difference(tmp_path, more):
+    both = [IDENTITY, {**IDENTITY, "devices": "2"}]
+    begun, now = both[::-1] if more == "held" else both
+    Journal(tmp_path, begun, resume=False)
+    with pytest.raises(ValueError, match="a calibration with other devices"):
+        Journal(tmp_path, now, resume=True)
+
+
 def test_damage_is_named(tmp_path):
     journal = Journal(tmp_path, IDENTITY, resume=False)
     journal.write(0, results(), [])
@@ -92,9 +101,10 @@ def test_damage_is_named(tmp_path):
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(jq.CheckpointError, match="level-00000.npz is damaged"):
         journal.read(0, jax.eval_shape(results))
-    (tmp_path / "calibration.json").write_text(json.dumps(IDENTITY)[:-3])
-    with pytest.raises(jq.CheckpointError, match="calibration.json is damaged"):
-        Journal(tmp_path, IDENTITY, resume=True)
+    for damaged in (json.dumps(IDENTITY)[:-3], "null", "[1]"):
+        (tmp_path / "calibration.json").write_text(damaged)
+        with pytest.raises(jq.CheckpointError, match="calibration.json is damaged"):
+            Journal(tmp_path, IDENTITY, resume=True)
 
 
 def test_other_shapes_are_refused(tmp_path):

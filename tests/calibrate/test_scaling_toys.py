@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import moe
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import jaxquant as jq
-from jaxquant.algorithms import AWQ, GPTQ, Order
+from jaxquant.algorithms import AWQ, GPTQ, Order, SmoothQuant
 from jaxquant.calibrate import calibrate, token_batches
 
 INT3_G8 = jq.Scheme(values=jq.formats.INT3, tile=jq.Tile(contracted=8))
@@ -71,3 +72,32 @@ def test_gptq_afterwards_beats_rounding_at_the_sites(scanned):
     # Experts of a few rows in two blocks of 8 columns: now and then there is nothing to gain.
     assert sum(better) >= len(better) - 1
     assert sum(r.error for r in made.sites) < 0.8 * sum(r.nearest_error for r in made.sites)
+
+
+def test_losses_are_of_batches_like_the_first():
+    """The last batch may be shorter: what was traced for the first does not run on it."""
+    model, variables, batches = decoder(True)
+    short = jax.tree.map(lambda x: x[:3], batches[1])
+    rules = (jq.Rule(match="*embed*"), jq.Rule(match="*router*"))
+    rules += (jq.Rule(match="*", weights=INT3_G8, scaling=AWQ(ratios=4)),)
+    recipe = jq.Recipe(name="some", rules=rules)
+    plan = jq.plan(model, variables, *batches[0], recipe=recipe)
+    made = calibrate(model, variables, [batches[0], short], plan)
+    assert all(row.loss <= row.plain_loss for row in made.scalings) and made.scalings
+
+
+class Twice(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        dense = nn.Dense(8, use_bias=False, name="dense")
+        return dense(jnp.sin(dense(x)))
+
+
+def test_a_weight_that_is_read_twice_has_no_factors_of_its_own_at_each_place():
+    model, x = Twice(), jax.random.normal(jax.random.key(0), (16, 8))
+    variables = model.init(jax.random.key(1), x)
+    int8 = jq.Scheme(values=jq.INT8, tile=jq.PER_CHANNEL)
+    rule = jq.Rule(match="*", weights=int8, activations=int8, scaling=SmoothQuant(unfolded=True))
+    plan = jq.plan(model, variables, x, recipe=jq.Recipe(name="some", rules=(rule,)))
+    with pytest.raises(jq.PlanError, match="dense/kernel is read by .* and .*, which would divide"):
+        calibrate(model, variables, [(x,)], plan)
