@@ -34,8 +34,8 @@ class HQQ:
     squares too, which takes a seventh off the squared error of 3 bits and 37% off that of 2.
 
     With `round_zero` it starts from zero points that are codes, as the reference does for 4 bits:
-    0 is on the grid, and stays near it. Small weights, of which there are many, err less that way,
-    and their errors do not all have one sign; models are better for it, in 3 bits by far.
+    0 is on the grid, and stays near it. Squared errors are a little larger, and models are better
+    for it, in 3 bits by far (`docs/algorithms/hqq.md`).
 
     Unlike in the reference, each tile keeps the step at which its mean magnitude of error was
     least, with scale and zero point as the scheme stores them: no tile is worse than at the start.
