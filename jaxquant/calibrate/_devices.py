@@ -164,6 +164,11 @@ def _window(start: int, unit: int, x: Any) -> Any:
     return x[start : start + unit]
 
 
-def local(tree: Any) -> Any:
-    """Arrays that lie over several devices, on the default one."""
+def local(tree: Any, devices: Devices | None) -> Any:
+    """Arrays that may lie over several devices, or be bound to one, on the default one.
+
+    Without a mesh they stay where they are: nothing they meet lies elsewhere.
+    """
+    if devices is None:
+        return tree
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)

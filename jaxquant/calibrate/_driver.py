@@ -104,12 +104,14 @@ class Quantization:
         )
         walk.check_reached({s.site: s.path for s in self.plan.sites if needs_data(s)})
         _check_read_once(walk.segments)
-        journal, count = self.journal, len(walk.segments)
+        count = len(walk.segments)
+
+        def done(index: int) -> bool:
+            return self.journal is not None and self.journal.has(index)
+
         start = time.perf_counter()
-        for index, segment, statistics in walk.levels(
-            lambda index: journal is None or not journal.has(index)
-        ):
-            if journal is not None and journal.has(index):
+        for index, segment, statistics in walk.levels(lambda index: not done(index)):
+            if done(index):
                 self._read(index, segment)
             else:
                 self._level(index, count, segment, statistics, time.perf_counter() - start)
@@ -139,16 +141,11 @@ class Quantization:
                 )
             planned = RootPlan(leaf=self.plan.by_path[root.path], root=root)
             roles = planned.roles
-            w = self._weight(root)
+            w = local(root_array(self.known, root), self.devices)
             matrix = as_matrix(w, **roles).astype(jnp.float32) * s[..., None, :]
             scaled = from_matrix(matrix, planned.shape, **roles).astype(w.dtype)
             self.results.put(ALWAYS, {root: nearest(scaled, planned.leaf.scheme, **roles)})
             self.states.setdefault(name, {})[root] = {"smoothing": s}
-
-    def _weight(self, root: Root) -> Any:
-        """A weight of the float model. With a mesh it may lie anywhere: statistics are on all."""
-        w = root_array(self.known, root)
-        return w if self.devices is None else local(w)
 
     def _needs_twin(self) -> bool:
         """Whether an algorithm wants to know how inputs depart from those of the float model."""
@@ -184,21 +181,12 @@ class Quantization:
             began = time.perf_counter()
             found = statistics[id(step)]
             planned = RootPlan(leaf=self.plan.by_path[root.path], root=root)
-            w = self._weight(root)
+            w = local(root_array(self.known, root), self.devices)
             state = self._state(self.plan.by_site[site], planned, w, found)
             if root not in self.results and root not in written:
                 q, more, row = self._choose(step, planned, w, found)
-                if more and self.plan.by_site[site].op != "dot":
-                    raise PlanError(
-                        f"{site} is no dot, and only dots take their inputs in another order. Give "
-                        "its rule Order.STATIC."
-                    )
-                if more and (state.keys() - {"scale", "zero_point"} or _tiled(state)):
-                    raise PlanError(
-                        f"{site} takes its inputs in another order, and has original outlier "
-                        "weights or static scales of tiles, which are in the model's. Give its "
-                        "rule Order.STATIC, or leave them out."
-                    )
+                if more:
+                    _check_reordered(self.plan.by_site[site], state)
                 state |= more
                 written[root] = q
                 seconds = time.perf_counter() - began + passed / len(segment.sites)
@@ -235,8 +223,7 @@ class Quantization:
                 chosen = algorithm.run(matrix, statistics, scheme)
             except ValueError as error:
                 raise ValueError(f"{root} by {site.rule!r}: {error}") from error
-            if self.devices is not None:
-                chosen = local(chosen)
+            chosen = local(chosen, self.devices)
             notes = tuple(chosen.notes)
             if chosen.permutation is not None:
                 state = {"permutation": chosen.permutation}
@@ -292,7 +279,7 @@ class Quantization:
             assert site.outliers is not None
             matrix = as_matrix(w, **roles)
             state |= known_outliers(matrix, statistics["peak"], site.outliers)
-        return state if self.devices is None else local(state)
+        return local(state, self.devices)
 
     def effective(self, root: Root) -> Any:
         """A root as equations see it: what its codes stand for, once they are chosen."""
@@ -361,9 +348,23 @@ def block_of(root: Root) -> str:
     return name + (f"[{','.join(str(i) for _, i in root.steps)}]" if root.steps else "")
 
 
-def _tiled(state: State) -> bool:
-    """Whether static scales differ along the inputs."""
-    return "scale" in state and np.shape(state["scale"])[-1:] not in ((), (1,))
+def _check_reordered(site: SitePlan, state: State) -> None:
+    """Refuses codes of permuted inputs at a site that cannot permute, or not all that it holds.
+
+    **Raises:** `PlanError` naming the site.
+    """
+    if site.op != "dot":
+        raise PlanError(
+            f"{site.site} is no dot, and only dots take their inputs in another order. Give its "
+            "rule Order.STATIC."
+        )
+    tiled = "scale" in state and np.shape(state["scale"])[-1:] not in ((), (1,))
+    if state.keys() - {"scale", "zero_point"} or tiled:
+        raise PlanError(
+            f"{site.site} takes its inputs in another order, and has original outlier weights or "
+            "static scales of tiles, which are in the model's. Give its rule Order.STATIC, or "
+            "leave them out."
+        )
 
 
 def _unpermuted(permutation: Any, few: np.ndarray) -> Any:

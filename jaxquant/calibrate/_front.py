@@ -86,8 +86,8 @@ def calibrate(
     if out is None and (resume or keep):
         raise ValueError("resume and keep are about a folder of the run. Give out=, or neither.")
     folder = None if out is None else Path(out).resolve()
-    given = parameters(unstamped(variables)[0])
-    if held := [path for path, leaf in given.items() if is_qarray(leaf)]:
+    given, _ = unstamped(variables)
+    if held := [path for path, leaf in parameters(given).items() if is_qarray(leaf)]:
         raise ValueError(
             f"{held[0]} is quantized already, and {len(held) - 1} other parameters. Calibrate the "
             "float variables."
@@ -101,7 +101,7 @@ def calibrate(
         identity = {
             "plan": plan.fingerprint,
             "data": digest_of(data),
-            "weights": weights_digest(unstamped(variables)[0]),
+            "weights": weights_digest(given),
             "settings": repr(dataclasses.replace(settings, memory=0)),
             "devices": str(1 if devices is None or settings.unit is not None else devices.count),
         }

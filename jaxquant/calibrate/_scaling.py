@@ -167,7 +167,8 @@ class Scaling:
             self.chosen.append((fold, np.asarray(s).reshape(fold.shape)))
             return
         (step,) = steps
-        self.unfolded[marked(step).site, marked(step).root] = local(s)
+        free = jnp.asarray(local(s, self.walk.programs.devices))
+        self.unfolded[marked(step).site, marked(step).root] = free
 
     def _choose(
         self, index: int, fold: Fold | None, steps: list[Step], found: Statistics
@@ -224,8 +225,7 @@ class Scaling:
 
     def _matrix(self, root: Root) -> Any:
         planned = self._leaf(root)
-        w = root_array(self.walk.known, root)
-        w = w if self.walk.programs.devices is None else local(w)
+        w = local(root_array(self.walk.known, root), self.walk.programs.devices)
         return as_matrix(w, **planned.roles).astype(jnp.float32)
 
     def _smoothed(
