@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from ...qarray import CANONICAL, check_qarray, Layout, QArray
 from .._dispatch import first_willing
+from .._target import target_device
 from . import _reference, _xla, _xla_cpu
 from ._call import DimensionNumbers, DotCall, Operand
 
@@ -68,7 +68,7 @@ def make_call(
         batch=batch,
         precision=precision,
         out_dtype=np.dtype(out_dtype or jnp.promote_types(lhs.dtype, rhs.dtype)),
-        platform=jax.default_backend(),
+        device=target_device(),
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ...qarray import QArray
+from .._target import Device
 
 Operand = Array | QArray
 DimensionNumbers = tuple[
@@ -17,7 +18,11 @@ DimensionNumbers = tuple[
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class DotCall:
-    """Operands, dimension numbers (over logical axes), precision, and the dtype of the result."""
+    """Operands, dimension numbers (over logical axes), precision, and the dtype of the result.
+
+    `device` is what it will be compiled for; with `interpret` a kernel for another device is run
+    step by step.
+    """
 
     lhs: Any
     rhs: Any
@@ -25,7 +30,12 @@ class DotCall:
     batch: tuple[tuple[int, ...], tuple[int, ...]]
     precision: Any
     out_dtype: np.dtype
-    platform: str
+    device: Device
+    interpret: bool = False
+
+    @property
+    def platform(self) -> str:
+        return self.device.platform
 
     @property
     def dimension_numbers(self) -> DimensionNumbers:
