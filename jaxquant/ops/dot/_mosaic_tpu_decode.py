@@ -1,0 +1,237 @@
+"""From a block of codes in a TPU core's memory to factors that its matrix unit multiplies.
+
+A decoder reads `rows` neighbours along `k` at once and gives `[rows, columns]`, perhaps in another
+order of rows and with a constant added: what is cheap differs between generations. The columns of
+the activations are put in the same order before the kernel runs, and the constant times their sum
+is taken off each group's partial sum.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Shaped
+
+from ...numerics import Format
+from ...numerics._pack import packed_size, widths
+from .. import _pallas as pallas
+
+# One bit pattern in both halves of a word.
+_TWICE = 0x00010001
+
+
+class Decoder(Protocol):
+    """How codes become factors. All are static values."""
+
+    offset: float
+    """What factors are too large by."""
+
+    pieces: int
+    """In which order rows come: that of `row_of`."""
+
+    def columns(self, columns: int) -> int:
+        """How many stored elements hold so many columns."""
+        ...
+
+    def decode(
+        self, ref: Any, start: int, rows: int, columns: slice, dtype: Any
+    ) -> Shaped[Array, "rows columns"]:
+        """So many rows from `start` on of what `ref` holds as `dtype`, in that order."""
+        ...
+
+
+def row_of(position: Array, rows: int, pieces: int) -> Array:
+    """Which of `rows` neighbours a decoder of so many pieces gives at a position.
+
+    A word holds `2 pieces` neighbours. Piece by piece, each word gives the two that lie `pieces`
+    apart.
+    """
+    if pieces == 1:
+        return position
+    piece, within = position // (rows // pieces), position % (rows // pieces)
+    return within // 2 * (2 * pieces) + piece + within % 2 * pieces
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cast:
+    """Codes in a dtype that the vector unit converts."""
+
+    offset: float = 0.0
+    pieces: int = 1
+
+    def columns(self, columns: int) -> int:
+        return columns
+
+    def decode(self, ref: Any, start: int, rows: int, columns: slice, dtype: Any) -> Array:
+        return ref[start : start + rows, columns].astype(dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Nibbles:
+    """4-bit integers, eight to a word, as bfloat16 without converting one.
+
+    A word of 32 bits holds the codes of 8 neighbouring rows. Shifted and masked, two of them, 4
+    rows apart, lie at the top of the mantissas of two bfloat16, whose exponent makes them 16 + code
+    (of signed codes, with the sign bit flipped, 24 + code).
+    """
+
+    signed: bool
+    pieces: int = 4
+
+    @property
+    def offset(self) -> float:
+        return 24.0 if self.signed else 16.0
+
+    def columns(self, columns: int) -> int:
+        return columns
+
+    def decode(self, ref: Any, start: int, rows: int, columns: slice, dtype: Any) -> Array:
+        words = pallas.bitcast(ref[start : start + rows, columns], jnp.int32)
+        if self.signed:
+            words = words ^ _word(0x88888888)
+        pieces = [_bfloat16s(_shifted(words, 4 * j - 3), 0xF << 3, 16) for j in range(4)]
+        return jnp.concatenate(pieces, axis=0).astype(dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Packed:
+    """Integers of 1 to 3 bits in blocks of `numerics.pack` along the columns, as bfloat16.
+
+    A byte holds parts of codes that lie far apart in a block; a word, the bytes of 4 neighbouring
+    rows. Two of these, 2 rows apart, become two bfloat16 as in `Nibbles`.
+    """
+
+    format: Format
+    block: int
+    pieces: int = 2
+
+    @property
+    def offset(self) -> float:
+        return 2.0**self.format.bits + (2.0 ** (self.format.bits - 1) if self.format.signed else 0)
+
+    def columns(self, columns: int) -> int:
+        return packed_size(columns, self.format)
+
+    def decode(self, ref: Any, start: int, rows: int, columns: slice, dtype: Any) -> Array:
+        stored = slice(self.columns(columns.start), self.columns(columns.stop))
+        words = pallas.bitcast(ref[start : start + rows, stored], jnp.int32)
+        block = self.columns(self.block)
+        blocks = [self._block(words[:, at : at + block]) for at in range(0, words.shape[1], block)]
+        return jnp.concatenate(blocks, axis=1).astype(dtype)
+
+    def _block(self, words: Array) -> Array:
+        bits = self.format.bits
+        halves = []
+        for j in range(2):
+            code, at, low = None, 0, 0
+            for width in widths(self.format):
+                size = self.block * width // 8
+                run = words[:, at : at + size]
+                # From where a part lies to where it belongs: the code's top at the mantissa's.
+                place = 7 - bits + low
+                parts = [
+                    _shifted(run, 8 * j + i * width - place)
+                    & _word((2**width - 1) * _TWICE << place)
+                    for i in range(8 // width)
+                ]
+                found = jnp.concatenate(parts, axis=1)
+                code = found if code is None else code | found
+                at, low = at + size, low + width
+            assert code is not None
+            if self.format.signed:
+                code = code ^ _word(_TWICE << 6)
+            halves.append(_with_exponent(code, 2**bits))
+        return jnp.concatenate(halves, axis=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lookup:
+    """4-bit codes as indices into a table, which the lanes of a register hold.
+
+    In bfloat16, two entries of the table are joined to a word, as `Nibbles` orders rows; in float32
+    each is a word.
+    """
+
+    table: tuple[float, ...]
+    offset: float = 0.0
+    pieces: int = 4
+
+    def columns(self, columns: int) -> int:
+        return columns
+
+    def decode(self, ref: Any, start: int, rows: int, columns: slice, dtype: Any) -> Array:
+        words = pallas.bitcast(ref[start : start + rows, columns], jnp.int32)
+        indices = [_shifted(words, 4 * i) & _word(0xF) for i in range(8)]
+        if np.dtype(dtype) == np.float32:
+            found = [
+                lax.bitcast_convert_type(_looked_up(self._words(np.float32), i), jnp.float32)
+                for i in indices
+            ]
+            # Row 8 word + i, piece by piece: rows (word, half).
+            pairs = [
+                jnp.stack([found[j], found[j + 4]], axis=1).reshape(rows // 4, -1) for j in range(4)
+            ]
+            return jnp.concatenate(pairs, axis=0)
+        low, high = self._words(jnp.bfloat16), self._words(jnp.bfloat16, shift=16)
+        pieces = [
+            pallas.bitcast(
+                _looked_up(low, indices[j]) | _looked_up(high, indices[j + 4]), jnp.bfloat16
+            )
+            for j in range(4)
+        ]
+        return jnp.concatenate(pieces, axis=0)
+
+    def _words(self, dtype: Any, shift: int = 0) -> tuple[int, ...]:
+        values = np.asarray(self.table, np.float32).astype(dtype)
+        bits = values.view(np.uint16 if values.itemsize == 2 else np.uint32).astype(np.uint32)
+        return tuple(int(b) for b in (bits << np.uint32(shift)).view(np.int32))
+
+
+def _looked_up(table: tuple[int, ...], indices: Array) -> Array:
+    """Entries of a table of 16 words: a gather within the lanes of a register."""
+    lanes = lax.broadcasted_iota(jnp.int32, (8, 128), 1)
+    held = functools.reduce(
+        lambda found, at: jnp.where(lanes == at[0], jnp.int32(at[1]), found),
+        enumerate(table),
+        jnp.zeros((8, 128), jnp.int32),
+    )
+    rows, columns = indices.shape
+    tall = jnp.concatenate([held] * math.ceil(rows / 8), axis=0)[:rows]
+    runs = [
+        jnp.take_along_axis(
+            tall[:, : min(128, columns - at)],
+            indices[:, at : at + 128],
+            axis=1,
+            mode="promise_in_bounds",
+        )
+        for at in range(0, columns, 128)
+    ]
+    return jnp.concatenate(runs, axis=1)
+
+
+def _word(bits: int) -> Any:
+    """A word as int32, whose shifts and masks the vector unit has."""
+    return np.uint32(bits).view(np.int32)[()]
+
+
+def _shifted(words: Array, right: int) -> Array:
+    """`words >> right`, filled up with zeros; to the left where `right` is negative."""
+    if right == 0:
+        return words
+    if right < 0:
+        return lax.shift_left(words, np.int32(-right))
+    return lax.shift_right_logical(words, np.int32(right))
+
+
+def _bfloat16s(words: Array, mask: int, exponent: int) -> Array:
+    return _with_exponent(words & _word(mask * _TWICE), exponent)
+
+
+def _with_exponent(words: Array, least: int) -> Array:
+    """Mantissas in both halves of a word as bfloat16 from `least`, a power of two, on."""
+    exponent = int(np.asarray(least, jnp.bfloat16).view(np.uint16))
+    return pallas.bitcast(words | _word(exponent * _TWICE), jnp.bfloat16)
