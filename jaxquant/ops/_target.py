@@ -7,10 +7,14 @@ import jax
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Device:
-    """A platform (`cpu`, `tpu`, `cuda`) and the kind of chip, by JAX's names."""
+    """A platform (`cpu`, `tpu`, `cuda`) and the kind of chip, by JAX's names.
+
+    `cores` is how many of a TPU's cores make one device.
+    """
 
     platform: str
     kind: str
+    cores: int = 1
 
     @property
     def tpu_generation(self) -> int:
@@ -45,11 +49,17 @@ def target_device() -> Device:
     """
     there = jax.sharding.get_abstract_mesh().abstract_device
     if there is not None:
-        return Device(platform=_platform(there.platform), kind=there.device_kind)
+        return Device(
+            platform=_platform(there.platform), kind=there.device_kind, cores=there.num_cores or 1
+        )
     # `jax.default_device` may name a platform or a device.
     chosen = jax.config.jax_default_device
     here = chosen if isinstance(chosen, jax.Device) else jax.devices(chosen)[0]
-    return Device(platform=_platform(here.platform), kind=here.device_kind)
+    return Device(
+        platform=_platform(here.platform),
+        kind=here.device_kind,
+        cores=getattr(here, "num_cores", None) or 1,
+    )
 
 
 def _platform(name: str) -> str:

@@ -1,19 +1,30 @@
 """The quantized dot: what may be called, and which backend answers."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
 from ...qarray import CANONICAL, check_qarray, Layout, QArray
 from .._dispatch import first_willing
 from .._target import target_device
-from . import _reference, _xla, _xla_cpu
+from . import _mosaic_tpu, _reference, _xla, _xla_cpu
 from ._call import DimensionNumbers, DotCall, Operand
 
 # In order of preference; the reference answers only to its name or when all others refuse.
-BACKENDS = {"xla_cpu": _xla_cpu, "xla": _xla, "reference": _reference}
+BACKENDS = {
+    "mosaic_tpu": _mosaic_tpu,
+    "xla_cpu": _xla_cpu,
+    "xla": _xla,
+    "reference": _reference,
+}
+# Named on a CPU these are interpreted, step by step. Unnamed, they are passed by where others win.
+KERNELS = ("mosaic_tpu",)
+# Those that read layouts of their own.
+LAYOUTS = (_mosaic_tpu, _xla_cpu)
 
 
 def dot_general(
@@ -23,19 +34,33 @@ def dot_general(
     *,
     precision: Any = None,
     out_dtype: Any = None,
+    sharding: NamedSharding | None = None,
     backend: str | None = None,
 ) -> Float[Array, "..."]:
     """`jax.lax.dot_general` with a QArray on either side, or both.
 
     `dimension_numbers` count logical axes. Sums are int32 where both sides hold integers, else
     float32; the result has `out_dtype`, by default the wider of the dtypes that the operands stand
-    for. `backend` forces one of `BACKENDS`; `None` takes the first that does not refuse.
+    for. `backend` forces one of `BACKENDS`; `None` takes the first that does not refuse. A kernel
+    for another device that is named on a CPU is interpreted there, which is slow, and for tests.
+
+    `sharding` says how the QArray (the right one of two) lies on a mesh, by its logical axes. XLA
+    cuts products by itself and does not need it; kernels do, and never gather a weight.
 
     **Raises:** `Refusal` (a `NotImplementedError`) with the reason if the named backend cannot;
     `ValueError` or `TypeError` for operands that are not what they say.
     """
-    call = make_call(lhs, rhs, dimension_numbers, precision=precision, out_dtype=out_dtype)
-    name, _ = first_willing("dot", BACKENDS, lambda b: b.refuses(call), backend)
+    call = make_call(
+        lhs,
+        rhs,
+        dimension_numbers,
+        precision=precision,
+        out_dtype=out_dtype,
+        sharding=sharding,
+    )
+    if backend in KERNELS and call.platform == "cpu":
+        call = dataclasses.replace(call, interpret=True)
+    name, _ = choose_backend(call, backend)
     return BACKENDS[name].run(call)
 
 
@@ -46,6 +71,7 @@ def make_call(
     *,
     precision: Any = None,
     out_dtype: Any = None,
+    sharding: NamedSharding | None = None,
 ) -> DotCall:
     """Checks the operands and fills in what was left out."""
     for operand in (lhs, rhs):
@@ -69,12 +95,23 @@ def make_call(
         precision=precision,
         out_dtype=np.dtype(out_dtype or jnp.promote_types(lhs.dtype, rhs.dtype)),
         device=target_device(),
+        sharding=sharding,
     )
 
 
 def choose_backend(call: DotCall, named: str | None = None) -> tuple[str, dict[str, str]]:
-    """The backend that `dot_general` would run for `call`, and why those before it refused."""
-    return first_willing("dot", BACKENDS, lambda b: b.refuses(call), named)
+    """The backend that `dot_general` would run for `call`, and why those before it did not.
+
+    A kernel is passed by where it would run but is not faster; named, it runs there too.
+    """
+
+    def refuses(backend: Any) -> str | None:
+        reason = backend.refuses(call)
+        if reason is None and named is None and hasattr(backend, "loses"):
+            return backend.loses(call)
+        return reason
+
+    return first_willing("dot", BACKENDS, refuses, named)
 
 
 def layout_for(
@@ -82,7 +119,7 @@ def layout_for(
 ) -> Layout:
     """The layout in which `backend` reads a weight whose logical axes play the given roles."""
     chosen = BACKENDS[backend]
-    return chosen.layout_for(w, contracted, stack) if chosen is _xla_cpu else CANONICAL
+    return chosen.layout_for(w, contracted, stack) if chosen in LAYOUTS else CANONICAL
 
 
 def dot(x: Operand, w: Operand, *, backend: str | None = None) -> Float[Array, "..."]:

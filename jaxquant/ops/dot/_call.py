@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from ...qarray import QArray
@@ -21,7 +22,7 @@ class DotCall:
     """Operands, dimension numbers (over logical axes), precision, and the dtype of the result.
 
     `device` is what it will be compiled for; with `interpret` a kernel for another device is run
-    step by step.
+    step by step. `sharding` is how the weight lies on a mesh, by its logical axes, where known.
     """
 
     lhs: Any
@@ -32,6 +33,7 @@ class DotCall:
     out_dtype: np.dtype
     device: Device
     interpret: bool = False
+    sharding: NamedSharding | None = None
 
     @property
     def platform(self) -> str:

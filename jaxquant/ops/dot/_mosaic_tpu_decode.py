@@ -2,19 +2,26 @@
 
 A decoder reads `rows` neighbours along `k` at once and gives `[rows, columns]`, perhaps in another
 order of rows and with a constant added: what is cheap differs between generations. The columns of
-the activations are put in the same order before the kernel runs, and the constant times their sum
-is taken off each group's partial sum.
+the activations are put in the same order, and what the constant adds to sums is taken off them.
+Each decoder is a static value that says
+
+- `offset`: what its factors are too large by;
+- `pieces`: in which order rows come, that of `row_of`;
+- `least_unit`, `least_columns`: what it decodes at a time is a multiple of so many rows, and of so
+  many columns unless there are fewer;
+- `columns(n)`: how many stored elements hold `n` columns;
+- `decode(ref, start, rows, columns)`: so many rows from `start` on, in bfloat16.
 """
 
 import dataclasses
 import functools
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Shaped
+from jaxtyping import Array
 
 from ...numerics import Format
 from ...numerics._pack import packed_size, widths
@@ -22,26 +29,6 @@ from .. import _pallas as pallas
 
 # One bit pattern in both halves of a word.
 _TWICE = 0x00010001
-
-
-class Decoder(Protocol):
-    """How codes become factors. All are static values."""
-
-    offset: float
-    """What factors are too large by."""
-
-    pieces: int
-    """In which order rows come: that of `row_of`."""
-
-    def columns(self, columns: int) -> int:
-        """How many stored elements hold so many columns."""
-        ...
-
-    def decode(
-        self, ref: Any, start: int, rows: int, columns: slice, dtype: Any
-    ) -> Shaped[Array, "rows columns"]:
-        """So many rows from `start` on of what `ref` holds as `dtype`, in that order."""
-        ...
 
 
 def row_of(position: Array, rows: int, pieces: int) -> Array:
@@ -62,12 +49,14 @@ class Cast:
 
     offset: float = 0.0
     pieces: int = 1
+    least_unit: int = 32
+    least_columns: int = 128
 
     def columns(self, columns: int) -> int:
         return columns
 
-    def decode(self, ref: Any, start: int, rows: int, columns: slice, dtype: Any) -> Array:
-        return ref[start : start + rows, columns].astype(dtype)
+    def decode(self, ref: Any, start: int, rows: int, columns: slice) -> Array:
+        return ref[start : start + rows, columns].astype(jnp.bfloat16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +70,9 @@ class Nibbles:
 
     signed: bool
     pieces: int = 4
+    # Four pieces of 16 rows, as many as a register of bfloat16 has.
+    least_unit: int = 64
+    least_columns: int = 128
 
     @property
     def offset(self) -> float:
@@ -89,12 +81,12 @@ class Nibbles:
     def columns(self, columns: int) -> int:
         return columns
 
-    def decode(self, ref: Any, start: int, rows: int, columns: slice, dtype: Any) -> Array:
+    def decode(self, ref: Any, start: int, rows: int, columns: slice) -> Array:
         words = pallas.bitcast(ref[start : start + rows, columns], jnp.int32)
         if self.signed:
             words = words ^ _word(0x88888888)
         pieces = [_bfloat16s(_shifted(words, 4 * j - 3), 0xF << 3, 16) for j in range(4)]
-        return jnp.concatenate(pieces, axis=0).astype(dtype)
+        return jnp.concatenate(pieces, axis=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,6 +100,11 @@ class Packed:
     format: Format
     block: int
     pieces: int = 2
+    least_unit: int = 32
+
+    @property
+    def least_columns(self) -> int:
+        return self.block
 
     @property
     def offset(self) -> float:
@@ -116,12 +113,12 @@ class Packed:
     def columns(self, columns: int) -> int:
         return packed_size(columns, self.format)
 
-    def decode(self, ref: Any, start: int, rows: int, columns: slice, dtype: Any) -> Array:
+    def decode(self, ref: Any, start: int, rows: int, columns: slice) -> Array:
         stored = slice(self.columns(columns.start), self.columns(columns.stop))
         words = pallas.bitcast(ref[start : start + rows, stored], jnp.int32)
         block = self.columns(self.block)
         blocks = [self._block(words[:, at : at + block]) for at in range(0, words.shape[1], block)]
-        return jnp.concatenate(blocks, axis=1).astype(dtype)
+        return jnp.concatenate(blocks, axis=1)
 
     def _block(self, words: Array) -> Array:
         bits = self.format.bits
@@ -152,31 +149,22 @@ class Packed:
 class Lookup:
     """4-bit codes as indices into a table, which the lanes of a register hold.
 
-    In bfloat16, two entries of the table are joined to a word, as `Nibbles` orders rows; in float32
-    each is a word.
+    Two entries, rounded to bfloat16, are joined to a word, in the order of `Nibbles`.
     """
 
     table: tuple[float, ...]
     offset: float = 0.0
     pieces: int = 4
+    least_unit: int = 64
+    least_columns: int = 128
 
     def columns(self, columns: int) -> int:
         return columns
 
-    def decode(self, ref: Any, start: int, rows: int, columns: slice, dtype: Any) -> Array:
+    def decode(self, ref: Any, start: int, rows: int, columns: slice) -> Array:
         words = pallas.bitcast(ref[start : start + rows, columns], jnp.int32)
         indices = [_shifted(words, 4 * i) & _word(0xF) for i in range(8)]
-        if np.dtype(dtype) == np.float32:
-            found = [
-                lax.bitcast_convert_type(_looked_up(self._words(np.float32), i), jnp.float32)
-                for i in indices
-            ]
-            # Row 8 word + i, piece by piece: rows (word, half).
-            pairs = [
-                jnp.stack([found[j], found[j + 4]], axis=1).reshape(rows // 4, -1) for j in range(4)
-            ]
-            return jnp.concatenate(pairs, axis=0)
-        low, high = self._words(jnp.bfloat16), self._words(jnp.bfloat16, shift=16)
+        low, high = self._words(0), self._words(16)
         pieces = [
             pallas.bitcast(
                 _looked_up(low, indices[j]) | _looked_up(high, indices[j + 4]), jnp.bfloat16
@@ -185,10 +173,13 @@ class Lookup:
         ]
         return jnp.concatenate(pieces, axis=0)
 
-    def _words(self, dtype: Any, shift: int = 0) -> tuple[int, ...]:
-        values = np.asarray(self.table, np.float32).astype(dtype)
-        bits = values.view(np.uint16 if values.itemsize == 2 else np.uint32).astype(np.uint32)
+    def _words(self, shift: int) -> tuple[int, ...]:
+        """The table's entries as bfloat16 in one half of a word."""
+        bits = np.asarray(self.table, jnp.bfloat16).view(np.uint16).astype(np.uint32)
         return tuple(int(b) for b in (bits << np.uint32(shift)).view(np.int32))
+
+
+Decoder = Cast | Nibbles | Packed | Lookup
 
 
 def _looked_up(table: tuple[int, ...], indices: Array) -> Array:

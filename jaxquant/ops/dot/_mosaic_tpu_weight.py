@@ -6,8 +6,7 @@ is narrower than a unit, the activations stand on the left once for each of its 
 elsewhere: the matrix unit is fed the weight only once, and feeding it is what takes its time.
 
 Activations in float32 are split into three bfloat16 that add up to them, and these sums are added
-before they are scaled: products with codes of up to 8 bits are exact either way. Where the factors
-themselves need more than bfloat16 (a table), the product is one of float32.
+before they are scaled: products with codes of up to 8 bits are exact either way.
 
 With the first tile of columns, the columns of the activations are put in the order in which the
 decoder gives rows, and their sums over groups are kept: times scales and zero points, in one more
@@ -16,7 +15,6 @@ and ones; elsewhere XLA would spend more time on them than the product takes.
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -60,8 +58,6 @@ class Weight:
     group: int
     decoder: Decoder
     exponents: bool = False
-    wide: bool = False
-    """Whether factors need float32."""
 
 
 def weight_product(
@@ -79,7 +75,7 @@ def weight_product(
 ) -> Float[Array, "rows n"]:
     """`x @ ((codes - zero_point) * scale) + bias`, summed in float32."""
     rows = x.shape[0]
-    terms = _terms(x, weight)
+    terms = _terms(x)
     kernel = _Kernel(
         weight=weight,
         blocks=blocks,
@@ -122,10 +118,10 @@ def weight_product(
     )(*operands)
 
 
-def _terms(x: Array, weight: Weight) -> Shaped[Array, "terms rows k"]:
+def _terms(x: Array) -> Shaped[Array, "terms rows k"]:
     """What adds up to the activations, in the dtype in which the kernel multiplies."""
-    if x.dtype != jnp.float32 or weight.wide:
-        return x.astype(jnp.float32 if weight.wide else jnp.bfloat16)[None]
+    if x.dtype == jnp.bfloat16:
+        return x[None]
     parts, left = [], x
     for _ in range(TERMS):
         # The barrier keeps XLA from taking the cast to bfloat16 and back for nothing.
@@ -172,15 +168,11 @@ class _Kernel:
         return -(-self.blocks.k // self.weight.group)
 
     @property
-    def dtype(self) -> Any:
-        return jnp.float32 if self.weight.wide else jnp.bfloat16
-
-    @property
     def scratch(self) -> list[Any]:
         held, rows, unit = [], self.blocks.rows, self.blocks.unit
         if not self.in_place:
             units = self.blocks.k // unit
-            held.append(pallas.VMEM((self.k_steps, units, self.terms * rows, unit), self.dtype))
+            held.append(pallas.VMEM((self.k_steps, units, self.terms * rows, unit), jnp.bfloat16))
         if self.corrected:
             shape = (self.k_steps, rows, len(_PAIRS) * self.groups)
             held.append(pallas.VMEM(shape, jnp.bfloat16))
@@ -250,17 +242,17 @@ class _Kernel:
         unit, pieces = self.blocks.unit, self.weight.decoder.pieces
         row = lax.broadcasted_iota(jnp.int32, (unit, unit), 0)
         column = lax.broadcasted_iota(jnp.int32, (unit, unit), 1)
-        moved = (row == row_of(column, unit, pieces)).astype(self.dtype)
+        moved = (row == row_of(column, unit, pieces)).astype(jnp.bfloat16)
         for u in range(self.blocks.k // unit):
             x = self._flat(x_ref, u)
             if pieces > 1:
-                x = self._dot(x, moved).astype(self.dtype)
+                x = self._dot(x, moved).astype(jnp.bfloat16)
             ordered_ref[u] = x
 
     def _sum_groups(self, x_ref: Any, seen_ref: Any) -> None:
         group, rows = self.weight.group, self.blocks.rows
-        # Runs that lie within one group and end at whole registers, where groups are so wide.
-        run = math.gcd(group, 128) if group < 128 else 128
+        # Where groups are that wide, a register's 128 columns lie within one.
+        whole = group % 128 == 0
         lane = lax.broadcasted_iota(jnp.int32, (rows, self.groups), 1)
         seen = jnp.zeros((rows, self.groups), jnp.float32)
         for at in range(0, self.blocks.k, 128):
@@ -268,7 +260,7 @@ class _Kernel:
             column = lax.broadcasted_iota(jnp.int32, x.shape, 1)
             for g in range(at // group, -(-min(at + 128, self.blocks.k) // group)):
                 own = (at + column) // group == g
-                part = x if run == 128 else jnp.where(own, x, jnp.zeros_like(x))
+                part = x if whole else jnp.where(own, x, jnp.zeros_like(x))
                 part = part.sum(axis=1, keepdims=True)
                 seen = seen + jnp.where(lane == g, part, jnp.zeros_like(seen))
         parts = _split(seen)
@@ -279,7 +271,6 @@ class _Kernel:
             x,
             w,
             (((1,), (0,)), ((), ())),
-            precision=lax.Precision.HIGHEST if self.weight.wide else None,
             preferred_element_type=jnp.float32,
         )
 
@@ -290,7 +281,7 @@ class _Kernel:
         total, sums = None, None
         for u in range(self.blocks.k // unit):
             x = self._flat(x_ref, u) if ordered_ref is None else ordered_ref[u]
-            w = self.weight.decoder.decode(w_ref, u * unit, unit, columns, self.dtype)
+            w = self.weight.decoder.decode(w_ref, u * unit, unit, columns)
             end = (u + 1) * unit
             for i, part in enumerate(self._by_group(x, w)):
                 sums = part if sums is None else sums + part
@@ -324,12 +315,7 @@ class _Kernel:
         if zero_ref is not None:
             by = zero_ref[:, columns].astype(jnp.float32) + by
         parts = _split(self._scales(scale_ref, slice(None), columns) * by)
-        return lax.dot_general(
-            seen_ref[...],
-            jnp.concatenate([parts[i] for _, i in _PAIRS], axis=0),
-            (((1,), (0,)), ((), ())),
-            preferred_element_type=jnp.float32,
-        )
+        return self._dot(seen_ref[...], jnp.concatenate([parts[i] for _, i in _PAIRS], axis=0))
 
     def _scales(self, scale_ref: Any, groups: slice, columns: slice) -> Float[Array, "groups n"]:
         scale = scale_ref[groups, columns]

@@ -1,0 +1,218 @@
+"""The dot on TPU, by kernels for Mosaic: which calls they take, and in what blocks.
+
+Weights are read as they are stored, `[k, n]`: 4-bit codes in the dtypes that XLA packs on TPU, 1 to
+3 bits packed along `n` (`jaxquant.prepare` does it). Blocks and what the kernels win are data, in
+`_mosaic_tpu_tables.py`.
+"""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from ...numerics import BFLOAT16, E2M1, E4M3, E5M2, E8M0, FLOAT32, Format
+from ...qarray import CANONICAL, Layout, QArray, Scheme
+from ...qarray._layout import order_of
+from . import _mosaic_tpu_tables as tables
+from ._call import DotCall
+from ._gemm import as_gemm, outputs_first, refuses_shape, scale_per_output, weight_side
+from ._grad import product
+from ._mosaic_tpu_blocks import blocks_for
+from ._mosaic_tpu_decode import Cast, Decoder, Lookup, Nibbles, Packed
+from ._mosaic_tpu_weight import Weight, weight_product
+from ._partition import cut_of, dealt_out, local_weight
+
+_READY_SCALES = (FLOAT32, BFLOAT16, E8M0)
+"""Formats of scales that the kernel reads as they are stored; others are made float32 before."""
+_CAST = (E4M3, E5M2)
+
+
+def refuses(call: DotCall) -> str | None:
+    """Why not, or `None`."""
+    if call.platform != "tpu" and not call.interpret:
+        return f"it is for TPUs, and this is a {call.platform}"
+    reason = refuses_shape(call)
+    if reason is not None:
+        return reason
+    side = weight_side(call)
+    assert side is not None
+    x, w = (call.lhs, call.rhs)[1 - side], (call.lhs, call.rhs)[side]
+    if isinstance(x, QArray):
+        return "it multiplies plain activations, and both sides are quantized"
+    if x.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"activations are {x.dtype}, not float32 or bfloat16"
+    if outputs_first(call):
+        return "the weight is stored by output; `jaxquant.prepare` stores it by input"
+    if isinstance(w.scheme.scale, Scheme):
+        return "scales that are held as codes are not read"
+    rows, cut, summed = call.rows(1 - side), cut_of(call), call.contracted[side][0]
+    if isinstance(cut, str):
+        return cut
+    if cut is not None:
+        w = local_weight(w, cut, summed)
+        if isinstance(w, str):
+            return w
+        rows //= cut.count(cut.rows)
+    decoder = _decoder(w, _generation(call))
+    if isinstance(decoder, str):
+        return decoder
+    if isinstance(decoder, Lookup) and x.dtype == jnp.float32 and not _exact(w.scheme.values):
+        return f"bfloat16 does not hold the table of {w.scheme.values}, and activations are float32"
+    blocks = blocks_for(rows, _weight(w, decoder), w.scheme.values.bits)
+    return blocks if isinstance(blocks, str) else None
+
+
+def loses(call: DotCall) -> str | None:
+    """Why XLA is as fast though the kernel would take the call, or `None`."""
+    if call.interpret:
+        return None
+    side = weight_side(call)
+    assert side is not None
+    w = (call.lhs, call.rhs)[side]
+    rows, most = call.rows(1 - side), tables.most_rows(_generation(call), w.scheme.values)
+    if rows > most:
+        return (
+            f"on TPU generation {_generation(call)} the kernel for {w.scheme.values} is scheduled "
+            f"to win up to {most} rows, and there are {rows}"
+        )
+    return None
+
+
+def run(call: DotCall) -> Float[Array, "..."]:
+    """The product, by the kernel for what the weight holds."""
+    gemm, cut = as_gemm(call), cut_of(call)
+    side = weight_side(call)
+    assert side is not None and not isinstance(cut, str)
+    summed = call.contracted[side][0]
+    multiply = functools.partial(
+        _multiply, generation=_generation(call), cores=call.device.cores, interpret=call.interpret
+    )
+    if cut is None:
+        kernel = functools.partial(multiply, out_dtype=call.out_dtype)
+    else:
+        kernel = dealt_out(multiply, cut, summed, call.out_dtype)
+    return gemm.finish(product(kernel, gemm.x, gemm.w, summed=summed, precision=call.precision))
+
+
+def layout_for(w: QArray, contracted: tuple[int, ...], stack: tuple[int, ...]) -> Layout:
+    """The layout that this backend reads: stack axes, then contracted, then kept."""
+    kept = tuple(a for a in range(w.ndim) if a not in contracted and a not in stack)
+    if len(kept) != 1 or len(contracted) != 1:
+        return CANONICAL
+    order = order_of((*stack, *contracted, *kept))
+    block = _packing(w.scheme.values)
+    if block is not None and w.shape[kept[0]] % block == 0:
+        return Layout(order=order, packed=block)
+    return Layout(order=order)
+
+
+def _generation(call: DotCall) -> int:
+    return tables.INTERPRETED if call.interpret else call.device.tpu_generation
+
+
+def _packing(values: Format) -> int | None:
+    """In blocks of how many codes a format is packed along `n`; `None`: it is not."""
+    if not values.integer or values.bits > 3:
+        return None
+    # The smallest parts fill whole registers of 128 columns.
+    return 128 * 8 // min(w for w in (4, 2, 1) if values.bits & w)
+
+
+def _decoder(w: QArray, generation: int) -> Decoder | str:
+    """How codes become factors, or why they do not."""
+    values, packed = w.scheme.values, w.layout.packed
+    if _packing(values) is not None:
+        if packed != _packing(values):
+            return (
+                f"codes of {values} are read in packed blocks of {_packing(values)} outputs, which "
+                "`jaxquant.prepare` makes where they divide the outputs"
+            )
+        return Packed(format=values, block=packed)
+    if packed is not None or w.layout.wide:
+        return f"codes of {values} are read unpacked, as `jaxquant.prepare` stores them"
+    if values.integer and values.bits == 8 or values in _CAST:
+        return Cast()
+    if values.integer and values.bits == 4:
+        small = w.stored_shape[0] % Nibbles(signed=False).least_unit != 0
+        cast = generation in tables.CONVERTS_FOUR_BITS or small
+        return Cast() if cast else Nibbles(signed=values.signed)
+    table = E2M1_VALUES if values == E2M1 else values.table
+    if table is not None and values.bits == 4:
+        return Lookup(table=table)
+    return f"there is no decoder for codes of {values}"
+
+
+# By the bits of a code: OCP MX v1.0, section 5.3.3.
+_E2M1_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+E2M1_VALUES = (*_E2M1_MAGNITUDES, *(-v for v in _E2M1_MAGNITUDES))
+
+
+def _exact(values: Format) -> bool:
+    return values.exact_in(BFLOAT16.storage)
+
+
+def _weight(w: QArray, decoder: Decoder) -> Weight:
+    k, n = w.stored_shape
+    return Weight(
+        k=k,
+        n=n,
+        group=w.stored_tile[0],
+        decoder=decoder,
+        exponents=_as_stored(w) and w.scheme.scale == E8M0,
+    )
+
+
+def _as_stored(w: QArray) -> bool:
+    """Whether the kernel reads scales as they are stored: one an output, in a format it knows."""
+    return w.scheme.scale in _READY_SCALES and w.scale.shape[1] == w.stored_shape[1]
+
+
+def _multiply(
+    x: Float[Array, "rows k"],
+    w: QArray,
+    out_dtype: Any,
+    *,
+    generation: int,
+    cores: int,
+    interpret: bool,
+) -> Float[Array, "rows n"]:
+    decoder = _decoder(w, generation)
+    assert not isinstance(decoder, str)
+    weight = _weight(w, decoder)
+    blocks = blocks_for(x.shape[0], weight, w.scheme.values.bits, cores)
+    assert not isinstance(blocks, str)
+    return weight_product(
+        x,
+        _plain_codes(w),
+        _plain_scale(w),
+        _plain_zero_point(w),
+        None,
+        weight=weight,
+        blocks=blocks,
+        out_dtype=out_dtype,
+        interpret=interpret,
+    )
+
+
+def _plain_codes(w: QArray) -> Array:
+    """The codes in a dtype that Mosaic reads."""
+    if w.codes.dtype == E2M1.storage:
+        return lax.bitcast_convert_type(w.codes, jnp.uint4)
+    return w.codes
+
+
+def _plain_scale(w: QArray) -> Array:
+    if not _as_stored(w):
+        return scale_per_output(w, outputs_first=False)
+    return lax.bitcast_convert_type(w.scale, jnp.uint8) if w.scheme.scale == E8M0 else w.scale
+
+
+def _plain_zero_point(w: QArray) -> Array | None:
+    zero = w.zero_point
+    if zero is None:
+        return None
+    if zero.dtype == jnp.float16:
+        zero = zero.astype(jnp.float32)
+    return jnp.broadcast_to(zero, (zero.shape[0], w.stored_shape[1]))

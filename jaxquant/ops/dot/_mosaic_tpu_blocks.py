@@ -1,0 +1,68 @@
+"""In which blocks a kernel for TPU reads a weight.
+
+A large block is decoded in one long straight schedule, which keeps the units busy; a small one is
+there sooner, and the first is waited for. About a megabyte of codes lies between the two.
+"""
+
+import math
+
+from ._mosaic_tpu_weight import Blocks, Weight
+
+_CODE_BYTES = 2**20
+_LONGEST = 6144
+_SHORTEST = 1024
+_WIDEST = 1024
+_NARROWEST = 256
+_MOST_ROWS = 128
+# The weight is taken whole where no part of it along `k` is of a good size, up to this.
+_LONGEST_WHOLE = 16384
+
+
+def blocks_for(rows: int, weight: Weight, bits: int, cores: int = 1) -> Blocks | str:
+    """The blocks for a product, or why there are none."""
+    unit = _unit(weight)
+    if unit is None:
+        return (
+            f"groups of {weight.group} along {weight.k} do not fill units of "
+            f"{weight.decoder.least_unit} or more"
+        )
+    k = _length(weight, unit)
+    if k is None:
+        return f"no blocks along {weight.k} hold whole groups of {weight.group}"
+    n = _width(weight, k, bits)
+    return Blocks(
+        rows=min(rows, _MOST_ROWS),
+        k=k,
+        n=n,
+        unit=unit,
+        columns=n,
+        cores=cores if -(-weight.n // n) % cores == 0 else 1,
+    )
+
+
+def _unit(weight: Weight) -> int | None:
+    """How many rows to multiply at a time: the depth of a matrix unit where that fits."""
+    least = weight.decoder.least_unit
+    for unit in (128, *range(256, 0, -least)):
+        fits = unit % weight.group == 0 or weight.group % unit == 0 or weight.group == weight.k
+        if weight.k % unit == 0 and unit % least == 0 and fits:
+            return unit
+    return None
+
+
+def _length(weight: Weight, unit: int) -> int | None:
+    """The longest good divisor of `k` that holds whole groups and units."""
+    if weight.k <= _LONGEST:
+        return weight.k
+    step = unit if weight.group == weight.k else math.lcm(unit, weight.group)
+    if weight.k % step:
+        return weight.k if weight.k <= _LONGEST_WHOLE else None
+    fitting = [d for d in range(step, _LONGEST + 1, step) if weight.k % d == 0]
+    best = max(fitting, default=step)
+    return weight.k if best < _SHORTEST and weight.k <= _LONGEST_WHOLE else best
+
+
+def _width(weight: Weight, k: int, bits: int) -> int:
+    n = 2 ** round(math.log2(_CODE_BYTES * 8 / (k * bits)))
+    n = max(min(n, _WIDEST), _NARROWEST, weight.decoder.least_columns)
+    return weight.n if weight.n <= n else n
