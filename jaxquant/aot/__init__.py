@@ -8,6 +8,7 @@ from ._compile import (
     ScheduledStep as ScheduledStep,
     ScheduledTime as ScheduledTime,
 )
+from ._cuda_binary import blocks_at_once as blocks_at_once, CudaKernel as CudaKernel
 from ._hlo import (
     Collective as Collective,
     hlo_facts as hlo_facts,

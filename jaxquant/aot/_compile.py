@@ -1,13 +1,15 @@
 """Compiling a function for a chip that is not here, and what the compiler then tells."""
 
 import dataclasses
+import pathlib
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ._cuda_binary import CudaKernel, read_kernels
 from ._hlo import hlo_facts, HloFacts
 from ._targets import Target
 from ._topology import mesh_for, tpu_dumps
@@ -119,6 +121,8 @@ class Compiled:
     """The optimized HLO."""
     hlo: HloFacts
     schedule: TpuSchedule | None
+    kernels: tuple[CudaKernel, ...]
+    """Each kernel of a CUDA program; none for a TPU."""
 
     @property
     def fits(self) -> bool:
@@ -167,12 +171,8 @@ def _placed(args: Any, mesh: Mesh) -> Any:
 
     def shape(leaf: Any) -> jax.ShapeDtypeStruct:
         sharding = getattr(leaf, "sharding", None)
-        if not isinstance(sharding, NamedSharding) or sharding.mesh.devices.size == 0:
-            sharding = whole
-        elif sharding.mesh != mesh:
-            # An array that lives here: its values do not matter, nor where they are.
-            sharding = NamedSharding(mesh, PartitionSpec())
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        on_mesh = isinstance(sharding, NamedSharding)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding if on_mesh else whole)
 
     return jax.tree.map(shape, args)
 
@@ -182,7 +182,7 @@ def _mesh_of(args: Any, target: Target, mesh: Mesh | None) -> Mesh:
     for leaf in jax.tree.leaves(args):
         sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding):
-            mesh = sharding.mesh if mesh is None else mesh
+            mesh = cast(Mesh, sharding.mesh) if mesh is None else mesh
             if sharding.mesh != mesh:
                 raise ValueError(
                     f"The arguments are sharded over two meshes: {sharding.mesh} and {mesh}. Take "
@@ -230,7 +230,7 @@ def compile_for(
         # A function of its own: what was compiled before would not be written again.
         jitted = fn if hasattr(fn, "lower") else jax.jit(lambda *a: fn(*a), donate_argnums=donate)
         lowered = jitted.lower(*_placed(args, mesh))
-        compiled, found = read(lowered, schedule)
+        compiled, found, kernels = read(lowered, schedule)
     stats, text = compiled.memory_analysis(), compiled.as_text()
     cost = compiled.cost_analysis()
     return Compiled(
@@ -253,20 +253,25 @@ def compile_for(
         text=text,
         hlo=hlo_facts(text, kernel_bytes),
         schedule=found,
+        kernels=kernels,
     )
 
 
 def _compile_tpu(lowered: Any, schedule: bool):
     if not schedule:
-        return lowered.compile(), None
+        return lowered.compile(), None, ()
     with tpu_dumps().of_one_program() as folder:
         # A folder of its own makes the options new, so that no cached program is taken.
         with tempfile.TemporaryDirectory() as own:
             compiled = lowered.compile(compiler_options={"xla_dump_to": own})
-        return compiled, read_schedule(folder)
+        return compiled, read_schedule(folder), ()
 
 
 def _compile_cuda(lowered: Any, schedule: bool):
     # Tuning needs the chip.
     options = {"xla_gpu_autotune_level": "0"}
-    return lowered.compile(compiler_options=options), None
+    if not schedule:
+        return lowered.compile(compiler_options=options), None, ()
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile(compiler_options={**options, "xla_dump_to": folder})
+        return compiled, None, read_kernels(pathlib.Path(folder))

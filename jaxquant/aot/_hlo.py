@@ -163,10 +163,10 @@ class _Walk:
         test, start = condition.root, computation.instructions.get(loop.operands[0])
         if test.opcode != "compare" or test.attribute("direction") != "LT":
             return None
-        ends = [self._loop_value(condition, name, computation, start) for name in test.operands]
-        return None if None in ends else max(0, ends[1] - ends[0])
+        first, end = (self._at_start(condition, name, computation, start) for name in test.operands)
+        return None if first is None or end is None else max(0, end - first)
 
-    def _loop_value(self, condition, name, computation, start) -> int | None:
+    def _at_start(self, condition, name, computation, start) -> int | None:
         """A number that a loop's test reads, at the start: a counter is stepped by one."""
         if (value := _constant(condition, name)) is not None:
             return value

@@ -146,7 +146,7 @@ def _cuda_devices(target: Target, shape: tuple[int, ...]):
             f"Compiling for an NVIDIA GPU needs the package jax-cuda12-plugin. {_INSTALL}"
         )
     _check_backend()
-    config = importlib.resources.files(__package__) / f"{target.name}.textproto"
+    config = importlib.resources.files("jaxquant.aot") / f"{target.name}.textproto"
     return topologies.get_topology_desc(
         platform="cuda",
         topology_name="",
