@@ -18,6 +18,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -92,6 +93,7 @@ def _libtpu() -> Dumps | None:
     """Loads libtpu. None if somebody loaded it before, without the flags."""
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(f"Compiling for a TPU needs the package libtpu. {_INSTALL}")
+    _check_backend()
     loaded = _is_loaded("libtpu.so")
     folder = pathlib.Path(tempfile.mkdtemp(prefix="jaxquant-aot-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -100,16 +102,20 @@ def _libtpu() -> Dumps | None:
         f"--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex={_PASSES}"
     )
     with _environment({**_ENVIRONMENT, "LIBTPU_INIT_ARGS": flags.strip()}):
-        _check_backend()
         topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
     return None if loaded else Dumps(folder=folder, turn=threading.Lock())
 
 
 def _check_backend() -> None:
-    if jax.default_backend() != "cpu":
+    """JAX tries to start whatever is installed, libtpu too, unless it is told not to."""
+    config: Any = jax.config
+    platforms = config.jax_platforms
+    if platforms != "cpu":
         raise RuntimeError(
-            f"JAX runs on {jax.default_backend()} here; compiling for chips that are not here "
-            "wants it to run on the CPU. Start Python with JAX_PLATFORMS=cpu."
+            f"JAX is set to run on {platforms or 'whatever it finds'}; compiling for chips that "
+            "are not here wants it to run on the CPU alone, so that it leaves their libraries to "
+            "the compilers. Start Python with JAX_PLATFORMS=cpu, or call "
+            'jax.config.update("jax_platforms", "cpu") before anything else uses JAX.'
         )
 
 

@@ -18,10 +18,8 @@ from collections.abc import Mapping
 _BUNDLE = re.compile(r"^\s*(?:0x)?[0-9a-f]+\s+(?P<label>[A-Z]{2})?\s*:\s*(?P<depth>(?:>\s?)*)\{")
 _FILE = re.compile(r"^\d+-(?P<name>.+)-\d+-final_bundles\.txt$")
 _UTILIZATION = "-final_hlo-static-per-bundle-utilization.txt"
-_EXIT = re.compile(
-    r"scmp\.ge\.s32\.totalorder %(?P<counter>\w+), (?P<end>\w+) /\* loop exit test \*/"
-    r"|scmp\.ge\.s32\.totalorder %(?P<register>\w+), %\w+ /\* loop exit test \*/"
-)
+_EXIT = re.compile(r"scmp\.ge\.s32\.totalorder %(?P<counter>\w+), (?P<end>\d+) /\* loop exit test")
+_PREDICATE = re.compile(r"%(\w+) = scmp\.\S+ [^;]*/\* loop exit test")
 _BRANCH = re.compile(r"sbr\.rel \(!?%\w+\) target = \$region(\d+)")
 _GRID = re.compile(r"^iteration_bounds: \(([\d, ]+)\)", re.MULTILINE)
 _MAP = re.compile(
@@ -30,6 +28,9 @@ _MAP = re.compile(
 
 SPILLS = ("VLOAD:FILL", "VSTORE:SPILL")
 """The columns of the utilization that move registers to and from memory for want of registers."""
+
+# The jump back of a loop stands at most this many bundles behind it.
+_NEAR = 4
 
 # A pipeline of two buffers runs this many turns more than its grid has steps, at most.
 _PROLOGUE = 3
@@ -130,16 +131,6 @@ class TpuSchedule:
     top_level: Program | None
 
 
-@dataclasses.dataclass(kw_only=True)
-class _Open:
-    """A loop while its lines are read."""
-
-    depth: int
-    first: int
-    lines: list[int] = dataclasses.field(default_factory=list)
-    inner: list[Loop] = dataclasses.field(default_factory=list)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Line:
     depth: int
@@ -163,28 +154,53 @@ def _lines(text: str) -> list[_Line]:
     return found
 
 
-def _turns(lines: list[_Line], loop: _Open) -> int | None:
+def _end(lines: list[_Line], first: int) -> int:
+    """The first bundle behind the loop that starts at `first`.
+
+    A bundle is printed at the depth of one of its instructions: in the tail of a loop there are
+    some that start what follows it, at less. The loop lasts while deeper ones come back.
+    """
+    depth, end = lines[first].depth, first + 1
+
+    for i in range(first + 1, len(lines)):
+        if lines[i].label == "LB" and lines[i].depth <= depth:
+            break
+        if lines[i].depth >= depth:
+            end = i + 1
+    # The jump back, and the bundles that wait for it, may stand behind the last at this depth.
+    if exit_ := _PREDICATE.search("\n".join(line.text for line in lines[first:end])):
+        back = f"sbr.rel (!%{exit_[1]})"
+        inside = any(back in line.text for line in lines[first:end])
+        for i in range(end, min(end + _NEAR, len(lines)) if not inside else end):
+            if back in lines[i].text:
+                end = i + 1
+                while end < len(lines) and lines[end].text.startswith("}"):
+                    end += 1
+                break
+    return end
+
+
+def _turns(lines: list[_Line], first: int, own: str) -> int | None:
     """How often the body runs, from its exit test: a counter that grows by one from a constant."""
-    own = "\n".join(lines[i].text for i in loop.lines)
     found = _EXIT.search(own)
-    if found is None or found["counter"] is None or not found["end"].isdigit():
+    if found is None:
         return None
     step = re.search(rf"%{found['counter']} = sadd\.s32 1, %(\w+)", own)
     phi = step and re.search(rf"%{step[1]} = sphi %(\w+), %\w+", own)
-    before = "\n".join(line.text for line in lines[: loop.first])
+    before = "\n".join(line.text for line in lines[:first])
     start = phi and re.search(rf"%{phi[1]} = smov (\d+) ", before)
     return int(found["end"]) - int(start[1]) if start else None
 
 
-def _skipped(lines: list[_Line], loop: _Open) -> int:
+def _skipped(lines: list[_Line], own: list[int]) -> int:
     """Bundles of the longest jump forward in the body: what fills and drains a pipeline skip."""
     longest = 0
-    for i in loop.lines:
+    for i in own:
         for target in _BRANCH.findall(lines[i].text):
             mark = re.compile(rf"Start/End empty region {target}\b")
-            ends = (j for j in loop.lines if j > i and mark.search(lines[j].text))
+            ends = (j for j in own if j > i and mark.search(lines[j].text))
             if (end := next(ends, None)) is not None:
-                longest = max(longest, sum(i < j < end for j in loop.lines))
+                longest = max(longest, sum(i < j < end for j in own))
     return longest
 
 
@@ -193,28 +209,44 @@ def _sum(rows: list[dict[str, int]], indices: list[int]) -> dict[str, int]:
     return {name: sum(rows[i][name] for i in indices if i < len(rows)) for name in names}
 
 
-def _close(lines: list[_Line], loop: _Open, rows: list[dict[str, int]]) -> Loop:
-    turns = steps = _turns(lines, loop)
-    own = "\n".join(lines[i].text for i in loop.lines)
-    grids = {math.prod(map(int, found.split(","))) for found in _GRID.findall(own)}
+def _loops(
+    lines: list[_Line], start: int, stop: int, rows: list[dict[str, int]]
+) -> tuple[list[Loop], list[int]]:
+    """The outermost loops of a stretch of bundles, and the bundles outside of them."""
+    loops, outside, i = [], [], start
+    while i < stop:
+        if lines[i].label != "LB":
+            outside.append(i)
+            i += 1
+            continue
+        end = min(_end(lines, i), stop)
+        inner, rest = _loops(lines, i + 1, end, rows)
+        loops.append(_loop(lines, [i, *rest], inner, rows))
+        i = end
+    return loops, outside
+
+
+def _loop(
+    lines: list[_Line], own: list[int], inner: list[Loop], rows: list[dict[str, int]]
+) -> Loop:
+    text = "\n".join(lines[i].text for i in own)
+    turns = steps = _turns(lines, own[0], text)
+    grids = {math.prod(map(int, found.split(","))) for found in _GRID.findall(text)}
     if turns is not None and len(grids) == 1 and 0 <= turns - min(grids) <= _PROLOGUE:
         steps = min(grids)
     return Loop(
-        depth=loop.depth,
-        bundles=len(loop.lines),
+        depth=lines[own[0]].depth,
+        bundles=len(own),
         turns=turns,
         steps=steps,
-        skipped=_skipped(lines, loop),
-        used=_sum(rows, loop.lines),
-        inner=tuple(loop.inner),
+        skipped=_skipped(lines, own),
+        used=_sum(rows, own),
+        inner=tuple(inner),
     )
 
 
 def read_program(name: str, bundles: str, utilization: str = "") -> Program:
     """Reads one listing, and the file of slots beside it.
-
-    A loop's bundles are those that stand at its depth; the few that follow its jump back are
-    outside of it in the listing, and are counted there.
 
     **Raises:** `ValueError` if the listing has no bundles.
     """
@@ -225,25 +257,12 @@ def read_program(name: str, bundles: str, utilization: str = "") -> Program:
             "another form; jaxquant reads those of 0.0.42."
         )
     capacity, rows = _read_utilization(utilization)
-    stack: list[_Open] = [_Open(depth=0, first=0)]
-
-    def close(depth: int) -> None:
-        while stack[-1].depth > depth:
-            loop = stack.pop()
-            stack[-1].inner.append(_close(lines, loop, rows))
-
-    for i, line in enumerate(lines):
-        close(line.depth)
-        if line.label == "LB" or line.depth > stack[-1].depth:
-            close(line.depth - 1)
-            stack.append(_Open(depth=line.depth, first=i))
-        stack[-1].lines.append(i)
-    close(0)
+    loops, outside = _loops(lines, 0, len(lines), rows)
     return Program(
         name=name,
         bundles=len(lines),
-        outside=len(stack[0].lines),
-        loops=tuple(stack[0].inner),
+        outside=len(outside),
+        loops=tuple(loops),
         capacity=capacity,
         used=_sum(rows, list(range(len(rows)))),
     )

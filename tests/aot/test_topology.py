@@ -50,6 +50,36 @@ def test_loading_leaves_the_environment_and_the_folder_as_they_were():
     assert not list(folder.iterdir())
 
 
+@pytest.mark.parametrize("text", ["v5e", "h100"])
+def test_jax_must_be_told_to_run_on_the_cpu(text, monkeypatch):
+    code = (
+        "import jax\nfrom jaxquant.aot import mesh_for, parse_target\n"
+        f"try: mesh_for(parse_target({text!r})[0])\n"
+        "except RuntimeError as error: print(error)\n"
+    )
+    monkeypatch.delenv("JAX_PLATFORMS")
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "JAX is set to run on whatever it finds" in ran.stdout
+    assert "JAX_PLATFORMS=cpu" in ran.stdout
+
+
+@pytest.mark.parametrize(("text", "package"), [("v5e", "libtpu"), ("h100", "jax-cuda12-plugin")])
+def test_a_missing_compiler_says_what_to_install(text, package):
+    """In a process of its own, where the package is hidden."""
+    code = (
+        "import sys, importlib.util as u\n"
+        "find = u.find_spec\n"
+        f"hidden = {package.replace('-', '_')!r}\n"
+        "u.find_spec = lambda name, *rest: None if name == hidden else find(name, *rest)\n"
+        "from jaxquant.aot import mesh_for, parse_target\n"
+        f"try: mesh_for(parse_target({text!r})[0])\n"
+        "except ImportError as error: print(error)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert f"needs the package {package}. Run `pip install" in ran.stdout
+    assert "jaxquant[aot]" in ran.stdout
+
+
 _LOADED_BEFORE = """
 import os
 os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")

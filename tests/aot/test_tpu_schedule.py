@@ -1,8 +1,12 @@
 """Loops, turns, units and spills are read from listings as libtpu writes them."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from jaxquant.aot import compile_for, parse_target
 from jaxquant.aot._tpu_schedule import read_program, read_schedule
+from jaxquant.ops import _pallas
 
 # Cut from the listing of a pipelined kernel of 16 steps on v5e: two turns fill and drain it.
 PIPELINE = """\
@@ -97,6 +101,27 @@ def test_a_start_other_than_zero_counts():
     assert program.loops[0].inner[1].turns == 2
 
 
+# What follows a loop starts in its tail, and the jump back stands behind it.
+TAIL = """\
+   0x0   :  { %s1_s1 = smov 0 /* copy for cssa */ }
+   0x1 LB: > { %s2_s2 = sadd.s32 1, %s3_s3  ;;  %s3_s3 = sphi %s1_s1, %s2_s2 }
+   0x2   : > { %p5_p5 = scmp.ge.s32.totalorder %s2_s2, 9 /* loop exit test */ }
+   0x3   :  { %7 = vst [vmem:[#allocation2] sm:$0xff] (%p5_p5), /*vst_source=*/%v6_v6 }
+   0x4   : > { %v8 = vadd.f32 1.0, %v9 }
+   0x5   :  { %v10 = vadd.f32 1.0, %v9 }
+   0x6   :  { %11 = sbr.rel (!%p5_p5) target = $region1 }
+   0x7   :  {}
+   0x8   :  {} /* End region 4 */
+   0x9   :  { %12 = vsyncpa [#allocation3], 1 }
+"""
+
+
+def test_a_loop_lasts_until_its_jump_back():
+    program = read_program("t", TAIL)
+    (loop,) = program.loops
+    assert (loop.bundles, loop.turns, program.outside) == (8, 9, 2)
+
+
 def test_a_listing_in_another_form_is_refused():
     with pytest.raises(ValueError, match="jaxquant reads those of 0.0.42"):
         read_program("n", "something else\n")
@@ -125,3 +150,68 @@ def test_a_folder_is_read_and_equal_code_is_shared(tmp_path):
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="libtpu wrote no schedules"):
         read_schedule(tmp_path)
+
+
+def _kernel(turns: int):
+    def body(x_ref, out_ref):
+        # A bound in a register of the loop, so that it is not unrolled.
+        out_ref[...] = jax.lax.fori_loop(
+            0, turns, lambda i, x: jnp.sin(x), x_ref[...], unroll=False
+        )
+
+    return body
+
+
+def _call(semantics: str, *, inner: int):
+    """A kernel of 16 steps of one block each."""
+    block = _pallas.BlockSpec((256, 512), lambda i: (i, 0))
+    return _pallas.tpu_call(
+        _kernel(inner),
+        name="waves",
+        grid=(16,),
+        semantics=(semantics,),
+        in_specs=[block],
+        out_specs=block,
+        out_shape=jax.ShapeDtypeStruct((4096, 512), jnp.float32),
+        scratch=[],
+        vmem_bytes=None,
+        interpret=False,
+    )
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("semantics", ["parallel", "arbitrary"])
+@pytest.mark.parametrize("name", ["v4", "v5e", "v5p", "v6e", "7x"])
+def test_a_grid_is_split_over_the_cores_of_a_chip(name: str, semantics: str):
+    target, _ = parse_target(name)
+    x = jax.ShapeDtypeStruct((4096, 512), jnp.float32)
+    out = compile_for(_call(semantics, inner=3), (x,), target)
+    (step,) = (step for step in out.hlo.steps if step.kernel == "waves")
+    program = out.schedule.programs[step.name]
+    (pipeline,) = program.loops
+    steps = 16 // target.cores if semantics == "parallel" else 16
+    assert pipeline.steps == steps
+    assert steps < pipeline.turns <= steps + 2
+    # Neither the fill nor the drain runs the body.
+    body = pipeline.bundles + sum(loop.cycles for loop in pipeline.inner)
+    assert steps * body <= program.cycles < (steps + 1) * body + program.outside
+    assert program.known and program.used["VALU"] > 0
+
+
+@pytest.mark.aot
+def test_a_loop_inside_a_kernel_is_read():
+    target, _ = parse_target("v5e")
+    x = jax.ShapeDtypeStruct((4096, 512), jnp.float32)
+    programs = {
+        turns: next(
+            iter(
+                compile_for(_call("parallel", inner=turns), (x,), target).schedule.programs.values()
+            )
+        )
+        for turns in (100, 200)
+    }
+    for turns, program in programs.items():
+        (pipeline,) = program.loops
+        (inner,) = pipeline.inner
+        assert (inner.depth, inner.turns) == (2, turns) and program.hottest.depth == 2
+    assert programs[200].cycles / programs[100].cycles == pytest.approx(2, rel=0.05)
