@@ -48,6 +48,8 @@ class Step:
     kernel: str | None
     read: int
     written: int
+    on_chip: int
+    """Bytes read from and written to memory on the chip (VMEM, CMEM), which `bytes` leaves out."""
     runs: int
 
     @property
@@ -72,6 +74,15 @@ class HloFacts:
     def bytes_moved(self) -> int:
         """Bytes between the main memory and the chip, over the whole program."""
         return sum(step.bytes * step.runs for step in self.steps)
+
+    @property
+    def bytes_on_chip(self) -> int:
+        """Bytes of whole arrays in memory on the chip, over the whole program.
+
+        XLA keeps what it materializes there while there is room; in a larger program, or on a chip
+        with less of it, the same arrays are in the main memory.
+        """
+        return sum(step.on_chip * step.runs for step in self.steps)
 
     @property
     def custom_calls(self) -> Mapping[str, int]:
@@ -188,14 +199,17 @@ class _Walk:
                     runs=runs,
                 )
             )
+        read, read_on_chip = self._read(computation, each)
+        written, written_on_chip = self._written(each)
         self.steps.append(
             Step(
                 name=each.name,
                 opcode=each.opcode,
                 op_name=each.quoted("op_name") or "",
                 kernel=_kernel(each),
-                read=self._read(computation, each),
-                written=self._written(each),
+                read=read,
+                written=written,
+                on_chip=read_on_chip + written_on_chip,
                 runs=runs,
             )
         )
@@ -221,20 +235,21 @@ class _Walk:
         names = each.names("calls")
         return self.module.computations.get(names[0]) if names else None
 
-    def _read(self, computation: Computation, each: Instruction) -> int:
-        called, total = self._called(each), 0
+    def _read(self, computation: Computation, each: Instruction) -> tuple[int, int]:
+        """Bytes that are read of the main memory, and of memory on the chip."""
+        called, total = self._called(each), (0, 0)
         for position, name in enumerate(each.operands):
             shapes = self._shapes(computation, name)
-            whole = sum(shape.bytes for shape in shapes if shape.space == 0)
-            if each.opcode in _SLICES and position == 0:
-                part = sum(shape.bytes for shape in each.shapes)
+            if each.opcode.removesuffix("-start") in _SLICES and position == 0:
+                part = sum(shape.bytes for shape in self._results(each))
             elif each.opcode == "dynamic-update-slice" and position == 0:
                 part = 0
             elif called is not None and position < len(called.parameters):
                 part = self._part_read(called, called.parameters[position])
             else:
-                part = whole
-            total += min(whole, part)
+                part = sum(shape.bytes for shape in shapes)
+            there, here = _by_place([(shape, shape.bytes) for shape in shapes])
+            total = (total[0] + min(there, part), total[1] + min(here, part))
         return total
 
     def _part_read(self, computation: Computation, value: Instruction) -> int:
@@ -255,25 +270,24 @@ class _Walk:
                 return whole
         return min(whole, total)
 
-    def _written(self, each: Instruction) -> int:
+    def _written(self, each: Instruction) -> tuple[int, int]:
+        """Bytes that are written to the main memory, and to memory on the chip."""
         if each.opcode.endswith("-start"):
-            return self._written_at_start(each)
-        outer = [shape.bytes if shape.space == 0 else 0 for shape in each.shapes]
+            return _by_place([(shape, shape.bytes) for shape in self._results(each)])
+        sizes = [shape.bytes for shape in each.shapes]
         called = self._called(each)
         if each.opcode == "dynamic-update-slice":
-            return min(outer[0], self._update(each, None))
-        if called is None:
-            return sum(outer)
-        root = called.root
-        results = [root]
-        if root.opcode == "tuple":
-            results = [called.instructions[name] for name in root.operands]
-        if len(results) != len(outer):
-            return sum(outer)
-        return sum(
-            min(size, self._part_written(called, result))
-            for size, result in zip(outer, results, strict=True)
-        )
+            sizes[0] = min(sizes[0], self._update(each, None))
+        elif called is not None:
+            results = [called.root]
+            if called.root.opcode == "tuple":
+                results = [called.instructions[name] for name in called.root.operands]
+            if len(results) == len(sizes):
+                sizes = [
+                    min(size, self._part_written(called, result))
+                    for size, result in zip(sizes, results, strict=True)
+                ]
+        return _by_place(list(zip(each.shapes, sizes, strict=True)))
 
     def _part_written(self, computation: Computation, result: Instruction) -> int:
         while result.opcode in ("bitcast", "reshape"):
@@ -288,21 +302,26 @@ class _Walk:
                 return sum(s.bytes for s in self._shapes(body, each.operands[1]))
         raise KeyError(each.name)
 
-    def _written_at_start(self, each: Instruction) -> int:
-        """The result of an asynchronous pair stands in the tuple of its start.
+    def _results(self, each: Instruction) -> tuple[Shape, ...]:
+        """What is written. The result of an asynchronous pair stands in the tuple of its start.
 
         A copy's is (to, from, flag), a collective's (operand, result, ...); one that is reduced
         in place has its result alone.
         """
-        shapes = each.shapes
         if each.opcode == "copy-start":
-            shapes = shapes[:1]
-        elif each.opcode in ("all-reduce-start",) or len(shapes) == 1:
-            shapes = shapes
-        else:
-            count = len(each.operands)
-            shapes = shapes[count : 2 * count]
-        return sum(shape.bytes for shape in shapes if shape.space == 0)
+            return each.shapes[:1]
+        if not each.opcode.endswith("-start") or each.opcode == "all-reduce-start":
+            return each.shapes
+        if len(each.shapes) == 1:
+            return each.shapes
+        count = len(each.operands)
+        return each.shapes[count : 2 * count]
+
+
+def _by_place(sizes: list[tuple[Shape, int]]) -> tuple[int, int]:
+    """Bytes in the main memory, and on the chip."""
+    there = sum(size for shape, size in sizes if shape.space == 0)
+    return there, sum(size for _, size in sizes) - there
 
 
 def hlo_facts(text: str, kernel_bytes: Mapping[str, int] | None = None) -> HloFacts:

@@ -89,11 +89,27 @@ def test_memory_on_the_chip_is_not_counted_and_a_fetch_is_once():
             "  ROOT %n = f32[8,128]{1,0:T(8,128)} negate(%d)",
         )
     )
+    assert [(step.name, step.read, step.written, step.on_chip) for step in facts.steps] == [
+        ("s", ROW, 0, ROW),
+        ("n", 0, ROW, ROW),
+    ]
+    assert (facts.bytes_moved, facts.bytes_on_chip) == (2 * ROW, 2 * ROW)
+
+
+def test_a_slice_that_is_fetched_ahead_reads_what_it_takes():
+    facts = hlo_facts(
+        _entry(
+            "  %x = f32[64,8,128] parameter(0)",
+            "  %s = ((f32[64,8,128]), f32[1,8,128]{2,1,0:S(1)}, u32[]{:S(2)}) slice-start(%x), "
+            "slice={[3:4], [0:8], [0:128]}",
+            "  %d = f32[1,8,128]{2,1,0:S(1)} slice-done(%s)",
+            "  ROOT %n = f32[1,8,128] negate(%d)",
+        )
+    )
     assert [(step.name, step.read, step.written) for step in facts.steps] == [
         ("s", ROW, 0),
         ("n", 0, ROW),
     ]
-    assert facts.bytes_moved == 2 * ROW
 
 
 def test_an_update_in_place_writes_the_update():
