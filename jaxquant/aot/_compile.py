@@ -75,7 +75,7 @@ class ScheduledStep:
 class ScheduledTime:
     """What a schedule says of the time: no measurement, and no stalls in it.
 
-    Exchanges between devices are not in it. Nor is a wait for the matrix units, which bundles may
+    Exchanges between devices are left out. So is a wait for the matrix units, which bundles may
     hand more than they take (a dense matmul on 7x is listed with 1,671 bundles where they need
     2,048 cycles): hold a program that does much arithmetic against the matrix rate as well.
     """
@@ -149,7 +149,10 @@ class Compiled:
                 "only when compile_for is called with schedule=True."
             )
         programs, steps = self.schedule.programs, []
+        exchanges = {each.name for each in self.hlo.collectives}
         for step in self.hlo.steps:
+            if step.name in exchanges:
+                continue
             program = programs.get(step.name)
             steps.append(
                 ScheduledStep(

@@ -219,11 +219,11 @@ class _Walk:
         return found.shapes if found else ()
 
     def _exchanges(self, each: Instruction) -> Iterator[tuple[str, Instruction]]:
-        """The collectives that an instruction is, or holds (a fusion, an asynchronous call)."""
+        """The collectives that an instruction is, or holds (a fusion, a call of another core)."""
         kind = each.opcode.removesuffix("-start")
         if kind in _COLLECTIVES:
             yield kind, each
-        for name in (*each.names("calls"), *each.names("async_execution_thread")):
+        for name in (*each.names("calls"), *each.names("to_apply")):
             inside = self.module.computations.get(name)
             for inner in inside.instructions.values() if inside else ():
                 for found, instruction in self._exchanges(inner):

@@ -76,7 +76,7 @@ def test_a_qarray_is_an_argument():
         out.scheduled()
 
 
-@pytest.mark.parametrize("text", ["v5e:2x4", "h100:8"])
+@pytest.mark.parametrize("text", ["v5e:2x4", "7x:2x2x1", "h100:8"])
 def test_a_row_parallel_matmul_sums_over_the_mesh(text):
     target, shape = parse_target(text)
     mesh = mesh_for(target, shape, {"model": 8})

@@ -192,6 +192,27 @@ def test_collectives_are_counted_once_each():
     assert _step(facts, "cps").bytes == 2 * small
 
 
+def test_a_collective_that_another_core_runs_is_found():
+    called = (
+        "%add (a: f32[], b: f32[]) -> f32[] {\n  %a = f32[] parameter(0)\n"
+        "  %b = f32[] parameter(1)\n  ROOT %c = f32[] add(%a, %b)\n}\n\n"
+        "%sum (i: f32[8,128]) -> f32[8,128] {\n  %i = f32[8,128] parameter(0)\n"
+        "  ROOT %o = f32[8,128] all-reduce(%i), to_apply=%add\n}\n"
+    )
+    facts = hlo_facts(
+        _entry(
+            "  %x = f32[8,128] parameter(0)",
+            "  %s = ((f32[8,128], token[]), f32[8,128]) call-start(%x, %t), "
+            'async_execution_thread="sparsecore", to_apply=%sum',
+            "  ROOT %d = f32[8,128] call-done(%s)",
+            before=called,
+        )
+    )
+    (sum_,) = facts.collectives
+    assert (sum_.kind, sum_.name, sum_.bytes) == ("all-reduce", "s", ROW)
+    assert facts.bytes_moved == 2 * ROW
+
+
 KERNEL = _entry(
     "  %x = s4[64,128]{1,0:T(64,128)(8,1)E(4)} parameter(0)",
     '  %k.1 = f32[8,128] custom-call(%x), custom_call_target="tpu_custom_call", '

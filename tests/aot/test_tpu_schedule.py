@@ -154,9 +154,8 @@ def test_an_empty_folder_is_refused(tmp_path):
 
 def _kernel(turns: int):
     def body(x_ref, out_ref):
-        # A bound in a register of the loop, so that it is not unrolled.
         out_ref[...] = jax.lax.fori_loop(
-            0, turns, lambda i, x: jnp.sin(x), x_ref[...], unroll=False
+            0, turns, lambda i, x: x * x + 1.0, x_ref[...], unroll=False
         )
 
     return body
@@ -167,7 +166,7 @@ def _call(semantics: str, *, inner: int):
     block = _pallas.BlockSpec((256, 512), lambda i: (i, 0))
     return _pallas.tpu_call(
         _kernel(inner),
-        name="waves",
+        name="squares",
         grid=(16,),
         semantics=(semantics,),
         in_specs=[block],
@@ -186,7 +185,7 @@ def test_a_grid_is_split_over_the_cores_of_a_chip(name: str, semantics: str):
     target, _ = parse_target(name)
     x = jax.ShapeDtypeStruct((4096, 512), jnp.float32)
     out = compile_for(_call(semantics, inner=3), (x,), target)
-    (step,) = (step for step in out.hlo.steps if step.kernel == "waves")
+    (step,) = (step for step in out.hlo.steps if step.kernel == "squares")
     program = out.schedule.programs[step.name]
     (pipeline,) = program.loops
     steps = 16 // target.cores if semantics == "parallel" else 16
