@@ -225,7 +225,10 @@ def compile_for(
 
     **Raises:** `ImportError` if the compiler's package is not installed; `RuntimeError` if JAX does
     not run on the CPU, or if libtpu was loaded before without the flags for a schedule;
-    `ValueError` for arguments on two meshes, or on devices that are not `target`'s.
+    `ValueError` for arguments on two meshes, or on devices that are not `target`'s. What the
+    compiler refuses is its own `jax.errors.JaxRuntimeError`: RESOURCE_EXHAUSTED for a program
+    that does not fit a TPU (libtpu keeps a little of the memory for itself: 15.75 of v5e's 16
+    GiB can be had). For CUDA a program that does not fit compiles, and `fits` says so.
     """
     mesh = _mesh_of(args, target, mesh)
     read = {"tpu": _compile_tpu, "cuda": _compile_cuda}[target.platform]

@@ -168,7 +168,7 @@ H100 = Target(
     devices_a_chip=1,
     cores=1,
     clock_hz=1.98e9,
-    hbm_bytes=80 << 30,
+    hbm_bytes=84978434048,  # what the driver reports of the 80 GB
     hbm_bytes_per_second=3350e9,
     matrix_ops=_map(bf16=989e12, int8=1979e12, fp8=1979e12),
     multiprocessors=132,

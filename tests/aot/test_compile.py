@@ -125,3 +125,15 @@ def test_donated_memory_is_counted_once():
     )
     assert given.aliased == given.outputs == kept.outputs and kept.aliased == 0
     assert given.arguments + given.outputs - given.aliased == given.arguments
+
+
+@pytest.mark.parametrize(("name", "gib"), [("v5e", 9), ("h100", 41)])
+def test_a_program_that_does_not_fit(name, gib):
+    """Its argument and its result are this large each."""
+    target, _ = parse_target(name)
+    args = ((_shape(gib << 29),), target)
+    if target.platform == "tpu":
+        with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+            compile_for(lambda x: x + 1, *args, schedule=False)
+    else:
+        assert not compile_for(lambda x: x + 1, *args, schedule=False).fits
