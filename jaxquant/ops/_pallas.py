@@ -48,3 +48,8 @@ def tpu_call(
         compiler_params=params,
         interpret=interpret,
     )
+
+
+def interpreted(kernel: Callable[..., None], out_shape: Any) -> Callable[..., Any]:
+    """A kernel of one step on whole arrays, interpreted: for tests of its parts."""
+    return _pallas_call(kernel, out_shape=out_shape, interpret=True)
