@@ -90,7 +90,7 @@ def test_on_a_tpu_it_is_the_first_choice_for_few_rows_and_xla_for_many():
         q = _quantized(SCHEMES["int4 zero g64"])
         chosen = {}
         for rows in (16, 8192):
-            x = jax.ShapeDtypeStruct((rows, 256), jnp.bfloat16)
+            x = jnp.ones((rows, 256), jnp.bfloat16)
             call = make_call(x, q, NUMBERS, out_dtype=jnp.bfloat16)
             chosen[rows] = choose_backend(call)
             named = choose_backend(call, "mosaic_tpu")
