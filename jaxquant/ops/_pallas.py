@@ -14,6 +14,7 @@ from jax.experimental.pallas import (
 from jax.experimental.pallas.tpu import (
     bitcast as bitcast,
     CompilerParams as _TPUCompilerParams,
+    PrefetchScalarGridSpec as _PrefetchScalarGridSpec,
     VMEM as VMEM,
 )
 
@@ -28,6 +29,7 @@ def tpu_call(
     out_specs: Any,
     out_shape: Any,
     scratch: Sequence[Any],
+    chosen: Any = None,
     vmem_bytes: int | None,
     interpret: bool,
 ) -> Callable[..., Any]:
@@ -35,19 +37,32 @@ def tpu_call(
 
     `semantics` says of each axis of the grid whether its steps are "parallel" or depend on each
     other ("arbitrary"). `vmem_bytes` is what the compiler may use of a core's vector memory.
+    `chosen` are integers that the index functions of the specs are given last; kernels do not see
+    them.
     """
     params = _TPUCompilerParams(dimension_semantics=tuple(semantics), vmem_limit_bytes=vmem_bytes)
-    return _pallas_call(
-        kernel,
-        name=name,
+    where: dict[str, Any] = {"compiler_params": params, "interpret": interpret, "name": name}
+    if chosen is None:
+        return _pallas_call(
+            kernel,
+            grid=grid,
+            in_specs=list(in_specs),
+            out_specs=out_specs,
+            out_shape=out_shape,
+            scratch_shapes=list(scratch),
+            **where,
+        )
+    spec = _PrefetchScalarGridSpec(
+        num_scalar_prefetch=1,
         grid=grid,
         in_specs=list(in_specs),
         out_specs=out_specs,
-        out_shape=out_shape,
         scratch_shapes=list(scratch),
-        compiler_params=params,
-        interpret=interpret,
     )
+    call = _pallas_call(
+        lambda _, *refs: kernel(*refs), grid_spec=spec, out_shape=out_shape, **where
+    )
+    return lambda *operands: call(chosen, *operands)
 
 
 def interpreted(kernel: Callable[..., None], out_shape: Any) -> Callable[..., Any]:

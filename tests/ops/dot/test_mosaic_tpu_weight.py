@@ -5,7 +5,9 @@ the sums of activations times `offset`, taken off again; half an ulp each.
 """
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -157,3 +159,29 @@ def test_a_row_with_nan_is_nan_and_the_others_are_not():
     )
     lost = np.isnan(np.asarray(y).astype(np.float32))
     assert lost[1].all() and not lost[[0, 2]].any()
+
+
+def test_a_layer_of_a_stack_is_read_where_it_lies():
+    kind = KINDS["uint4 zero"]
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 16, (3, 256, 1024))
+    scale = jnp.asarray(rng.uniform(0.5, 2.0, (3, 2, 1024)), jnp.float32)
+    zeros = jnp.asarray(rng.integers(0, 16, (3, 2, 1024)), jnp.uint4)
+    x = jnp.asarray(rng.normal(size=(4, 256)), jnp.float32)
+    stored = jnp.stack([kind.store(layer) for layer in codes])
+    product = functools.partial(
+        weight_product,
+        bias=None,
+        weight=Weight(k=256, n=1024, group=128, decoder=kind.decoder),
+        blocks=Blocks(rows=4, k=128, n=512, unit=128, columns=512),
+        out_dtype=jnp.float32,
+        interpret=True,
+    )
+
+    @jax.jit
+    def each(layer):
+        return product(x, stored, scale, zeros, layer=layer)
+
+    for i in range(3):
+        alone = product(x, stored[i], scale[i], zeros[i])
+        np.testing.assert_array_equal(each(jnp.asarray(i, jnp.int32)), alone)
