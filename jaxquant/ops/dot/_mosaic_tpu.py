@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from ...numerics import BFLOAT16, E2M1, E4M3, E5M2, E8M0, FLOAT32, Format
 from ...qarray import CANONICAL, Layout, QArray, Scheme
 from ...qarray._layout import order_of
-from . import _mosaic_tpu_tables as tables
+from . import _mosaic_tpu_pairs as pairs, _mosaic_tpu_tables as tables
 from ._call import DotCall
 from ._gemm import as_gemm, outputs_first, refuses_shape, scale_per_output, weight_side
 from ._grad import product
@@ -39,8 +39,8 @@ def refuses(call: DotCall) -> str | None:
     side = weight_side(call)
     assert side is not None
     x, w = (call.lhs, call.rhs)[1 - side], (call.lhs, call.rhs)[side]
-    if isinstance(x, QArray):
-        return "it multiplies plain activations, and both sides are quantized"
+    if isinstance(x, QArray) or call.activations is not None:
+        return pairs.refuses(call)
     if x.dtype not in (jnp.float32, jnp.bfloat16):
         return f"activations are {x.dtype}, not float32 or bfloat16"
     if outputs_first(call):
@@ -55,13 +55,18 @@ def refuses(call: DotCall) -> str | None:
         if isinstance(w, str):
             return w
         rows //= cut.count(cut.rows)
-    decoder = _decoder(w, _generation(call))
+    decoder = _decoder(w, tables.generation(call))
     if isinstance(decoder, str):
         return decoder
     if isinstance(decoder, Lookup) and x.dtype == jnp.float32 and not _exact(w.scheme.values):
         return f"bfloat16 does not hold the table of {w.scheme.values}, and activations are float32"
     blocks = blocks_for(rows, _weight(w, decoder), w.scheme.values.bits)
     return blocks if isinstance(blocks, str) else None
+
+
+def rounds(call: DotCall) -> bool:
+    """Whether the plain side is rounded to `call.activations` inside the product."""
+    return refuses_shape(call) is None and pairs.refuses_rounding(call) is None
 
 
 def loses(call: DotCall) -> str | None:
@@ -71,10 +76,13 @@ def loses(call: DotCall) -> str | None:
     side = weight_side(call)
     assert side is not None
     w = (call.lhs, call.rhs)[side]
-    rows, most = call.rows(1 - side), tables.most_rows(_generation(call), w.scheme.values)
+    if _both(call):
+        return pairs.loses(call)
+    generation, rows = tables.generation(call), call.rows(1 - side)
+    most = tables.most_rows(generation, w.scheme.values)
     if rows > most:
         return (
-            f"on TPU generation {_generation(call)} the kernel for {w.scheme.values} is scheduled "
+            f"on TPU generation {generation} the kernel for {w.scheme.values} is scheduled "
             f"to win up to {most} rows, and there are {rows}"
         )
     return None
@@ -82,12 +90,17 @@ def loses(call: DotCall) -> str | None:
 
 def run(call: DotCall) -> Float[Array, "..."]:
     """The product, by the kernel for what the weight holds."""
+    if _both(call):
+        return pairs.run(call)
     gemm, cut = as_gemm(call), cut_of(call)
     side = weight_side(call)
     assert side is not None and not isinstance(cut, str)
     summed = call.contracted[side][0]
     multiply = functools.partial(
-        _multiply, generation=_generation(call), cores=call.device.cores, interpret=call.interpret
+        _multiply,
+        generation=tables.generation(call),
+        cores=call.device.cores,
+        interpret=call.interpret,
     )
     if cut is None:
         kernel = functools.partial(multiply, out_dtype=call.out_dtype)
@@ -108,8 +121,11 @@ def layout_for(w: QArray, contracted: tuple[int, ...], stack: tuple[int, ...]) -
     return Layout(order=order)
 
 
-def _generation(call: DotCall) -> int:
-    return tables.INTERPRETED if call.interpret else call.device.tpu_generation
+def _both(call: DotCall) -> bool:
+    """Whether codes are multiplied by codes."""
+    side = weight_side(call)
+    assert side is not None
+    return call.activations is not None or isinstance((call.lhs, call.rhs)[1 - side], QArray)
 
 
 def _packing(values: Format) -> int | None:

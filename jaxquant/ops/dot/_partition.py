@@ -91,6 +91,12 @@ def local_weight(w: QArray, cut: Cut, summed: int) -> QArray | str:
     return jax.tree.map(shard, fitted, specs)
 
 
+def local_activations(tile: int, k: int, cut: Cut) -> int:
+    """The tile along `k` of one device's part of quantized activations."""
+    local = k // cut.count(cut.k)
+    return local if tile == k else math.gcd(tile, local) if cut.k else tile
+
+
 def _fitted(w: QArray, cut: Cut, summed: int) -> QArray:
     """The weight with tiles that no device's shard cuts."""
     for axis, names in ((summed, cut.k), (1 - summed, cut.n)):
@@ -106,15 +112,24 @@ def _specs(w: QArray, cut: Cut, summed: int) -> QArray:
 
 
 def dealt_out(
-    multiply: Callable[[Array, QArray, Any], Array], cut: Cut, summed: int, out_dtype: Any
-) -> Callable[[Array, QArray], Array]:
-    """`multiply(x, w, dtype)` as a function of whole arrays that runs on each device's shards."""
+    multiply: Callable[[Any, QArray, Any], Array], cut: Cut, summed: int, out_dtype: Any
+) -> Callable[[Any, QArray], Array]:
+    """`multiply(x, w, dtype)` as a function of whole arrays that runs on each device's shards.
 
-    def whole(x: Array, w: QArray) -> Array:
+    `x [rows, k]` may be a QArray, whose scales follow it where tiles fill shards.
+    """
+
+    def whole(x: Any, w: QArray) -> Array:
         fitted = _fitted(w, cut, summed)
         rows, k, n = (names or None for names in (cut.rows, cut.k, cut.n))
+        x_spec: Any = PartitionSpec(rows, k)
+        if isinstance(x, QArray):
+            tile = x.tile[1]
+            if cut.k and tile != x.shape[1]:
+                x = retile(x, 1, math.gcd(tile, x.shape[1] // cut.count(cut.k)))
+            x_spec = leaf_specs(x, x_spec, cut.mesh)
 
-        def shard(x: Array, w: QArray) -> Array:
+        def shard(x: Any, w: QArray) -> Array:
             if not cut.k:
                 return multiply(x, w, out_dtype)
             return lax.psum(multiply(x, w, jnp.float32), cut.k).astype(out_dtype)
@@ -122,7 +137,7 @@ def dealt_out(
         return jax.shard_map(
             shard,
             mesh=cut.mesh,
-            in_specs=(PartitionSpec(rows, k), _specs(fitted, cut, summed)),
+            in_specs=(x_spec, _specs(fitted, cut, summed)),
             out_specs=PartitionSpec(rows, n),
             check_vma=False,
         )(x, fitted)
