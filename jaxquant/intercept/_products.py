@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from ..ops import dot_general
+from ..qarray import Scheme
 from ._conditioned import Met
 from ._explicit import typed
 from ._joined import plain, rounded
@@ -94,16 +95,22 @@ def infer_product(
 
 
 def dot_of_codes(
-    left: Any, right: Any, eqn: Any, backend: str | None, met: Met | None = None
+    left: Any,
+    right: Any,
+    eqn: Any,
+    backend: str | None,
+    met: Met | None = None,
+    activations: Scheme | None = None,
 ) -> Any:
     """`ops.dot_general` in place of an equation: its axes, precision, dtype and sharding.
 
-    `met` is the site, where it is one of a weight.
+    `met` is the site, where it is one of a weight; `activations`, what the product is to round the
+    other side to.
     """
     out = eqn.outvars[0].aval
     settings: dict[str, Any] = {"precision": eqn.params["precision"], "out_dtype": out.dtype}
     if met is not None:
-        settings["sharding"] = met.sharding
+        settings |= {"sharding": met.sharding, "activations": activations}
 
     def product(left: Any, right: Any) -> Any:
         numbers = eqn.params["dimension_numbers"]

@@ -2,6 +2,8 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 from flax import linen as nn
 from jax.sharding import AbstractDevice, AbstractMesh
 
@@ -66,3 +68,16 @@ def test_what_computes_a_product_is_no_part_of_what_a_plan_does():
     with _on("TPU v6 lite"):
         there = _plan(8)
     assert there == _plan(8) and there.backends != _plan(8).backends
+
+
+@pytest.mark.parametrize("backend", [None, "mosaic_tpu", "triton_gpu"])
+def test_a_model_with_rounded_activations_computes_the_same_by_every_backend(backend):
+    model = nn.Dense(256, use_bias=False)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 256)), jnp.float32)
+    variables = model.init(jax.random.key(0), x)
+    plan = jq.plan(model, variables, x, recipe=jq.recipes.W8A8)
+    qvariables = jq.quantize(variables, plan)
+    expected = jq.wrap(model, plan, backend="xla").apply(qvariables, x)
+    prepared = jq.prepare(qvariables, plan, backend=backend)
+    got = jax.jit(jq.wrap(model, plan, backend=backend).apply)(prepared, x)
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
