@@ -10,3 +10,4 @@ from ._api import (
     make_call as make_call,
     preferred_backend as preferred_backend,
 )
+from ._call import Layer as Layer

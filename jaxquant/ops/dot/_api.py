@@ -12,7 +12,7 @@ from ...qarray import CANONICAL, check_qarray, Layout, QArray, Scheme
 from .._dispatch import first_willing
 from .._target import target_device
 from . import _mosaic_tpu, _reference, _triton_gpu, _xla, _xla_cpu
-from ._call import DimensionNumbers, DotCall, Operand
+from ._call import DimensionNumbers, DotCall, Layer, Operand
 
 # In order of preference; the reference answers only to its name or when all others refuse.
 BACKENDS = {
@@ -38,6 +38,7 @@ def dot_general(
     out_dtype: Any = None,
     sharding: NamedSharding | None = None,
     activations: Scheme | None = None,
+    layer: Layer | None = None,
     backend: str | None = None,
 ) -> Float[Array, "..."]:
     """`jax.lax.dot_general` with a QArray on either side, or both.
@@ -51,7 +52,9 @@ def dot_general(
     cuts products by itself and does not need it; kernels do, and never gather a weight.
 
     With `activations` the side that is no QArray is first rounded to that scheme, with ranges of
-    its own, as by `quantize_activation`: by the kernel itself where it can, else before.
+    its own, as by `quantize_activation`: by the kernel itself where it can, else before. `layer`
+    says where the QArray (the right one of two) lies if it is an entry of a stack, in a loop over
+    layers: a kernel then reads it there.
 
     **Raises:** `Refusal` (a `NotImplementedError`) with the reason if the named backend cannot;
     `ValueError` or `TypeError` for operands that are not what they say.
@@ -64,6 +67,7 @@ def dot_general(
         out_dtype=out_dtype,
         sharding=sharding,
         activations=activations,
+        layer=layer,
     )
     if backend in KERNELS and call.platform == "cpu":
         call = dataclasses.replace(call, interpret=True)
@@ -81,6 +85,7 @@ def make_call(
     out_dtype: Any = None,
     sharding: NamedSharding | None = None,
     activations: Scheme | None = None,
+    layer: Layer | None = None,
 ) -> DotCall:
     """Checks the operands and fills in what was left out."""
     for operand in (lhs, rhs):
@@ -112,6 +117,7 @@ def make_call(
         device=target_device(),
         sharding=sharding,
         activations=activations,
+        layer=layer,
     )
 
 

@@ -8,6 +8,7 @@ Weights are read as they are stored, `[k, n]`: 4-bit codes in the dtypes that XL
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -16,7 +17,7 @@ from ...numerics import BFLOAT16, E2M1, E4M3, E5M2, E8M0, FLOAT32, Format
 from ...qarray import CANONICAL, Layout, QArray, Scheme
 from ...qarray._layout import order_of
 from . import _mosaic_tpu_pairs as pairs, _mosaic_tpu_tables as tables
-from ._call import DotCall
+from ._call import DotCall, Layer
 from ._gemm import as_gemm, outputs_first, refuses_shape, scale_per_output, weight_side
 from ._grad import product
 from ._mosaic_tpu_blocks import blocks_for
@@ -103,10 +104,22 @@ def run(call: DotCall) -> Float[Array, "..."]:
         interpret=call.interpret,
     )
     if cut is None:
-        kernel = functools.partial(multiply, out_dtype=call.out_dtype)
+
+        def kernel(x: Any, w: QArray, *layer: Layer) -> Array:
+            return multiply(x, w, call.out_dtype, *layer)
     else:
         kernel = dealt_out(multiply, cut, summed, call.out_dtype)
-    return gemm.finish(product(kernel, gemm.x, gemm.w, summed=summed, precision=call.precision))
+    layer = call.layer if _stacks(call.layer, gemm.w) else None
+    y = product(kernel, gemm.x, gemm.w, layer, summed=summed, precision=call.precision)
+    return gemm.finish(y)
+
+
+def _stacks(layer: Layer | None, w: QArray) -> bool:
+    """Whether a weight can be read where it lies in a stack: all of it as it is stored."""
+    if layer is None or not _as_stored(w) or w.codes.dtype == E2M1.storage:
+        return False
+    pairs = zip(jax.tree.leaves(layer.stack), jax.tree.leaves(w), strict=True)
+    return layer.stack.layout == w.layout and all(a.shape[1:] == b.shape for a, b in pairs)
 
 
 def layout_for(w: QArray, contracted: tuple[int, ...], stack: tuple[int, ...]) -> Layout:
@@ -182,13 +195,14 @@ def _weight(w: QArray, decoder: Decoder) -> Weight:
 
 def _as_stored(w: QArray) -> bool:
     """Whether the kernel reads scales as they are stored: one an output, in a format it knows."""
-    return w.scheme.scale in _READY_SCALES and w.scale.shape[1] == w.stored_shape[1]
+    return w.scheme.scale in _READY_SCALES and w.scale.shape[-1] == w.stored_shape[-1]
 
 
 def _multiply(
     x: Float[Array, "rows k"],
     w: QArray,
     out_dtype: Any,
+    layer: Layer | None = None,
     *,
     generation: int,
     cores: int,
@@ -199,15 +213,17 @@ def _multiply(
     weight = _weight(w, decoder)
     blocks = blocks_for(x.shape[0], weight, w.scheme.values.bits, cores)
     assert not isinstance(blocks, str)
+    held = w if layer is None else layer.stack
     return weight_product(
         x,
-        _plain_codes(w),
-        _plain_scale(w),
-        _plain_zero_point(w),
+        _plain_codes(held),
+        _plain_scale(held),
+        _plain_zero_point(held),
         None,
         weight=weight,
         blocks=blocks,
         out_dtype=out_dtype,
+        layer=None if layer is None else layer.index,
         interpret=interpret,
     )
 
@@ -231,4 +247,4 @@ def _plain_zero_point(w: QArray) -> Array | None:
         return None
     if zero.dtype == jnp.float16:
         zero = zero.astype(jnp.float32)
-    return jnp.broadcast_to(zero, (zero.shape[0], w.stored_shape[1]))
+    return jnp.broadcast_to(zero, (*zero.shape[:-1], w.stored_shape[-1]))
