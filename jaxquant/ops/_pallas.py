@@ -3,6 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from jax.experimental.pallas import (
     BlockSpec as BlockSpec,
     ds as ds,
@@ -16,6 +19,13 @@ from jax.experimental.pallas.tpu import (
     CompilerParams as _TPUCompilerParams,
     PrefetchScalarGridSpec as _PrefetchScalarGridSpec,
     VMEM as VMEM,
+)
+from jax.experimental.pallas.triton import (
+    CompilerParams as _GPUCompilerParams,
+    dot as gpu_dot,
+    elementwise_inline_asm as _inline_asm,
+    load as gpu_load,
+    store as gpu_store,
 )
 
 
@@ -68,3 +78,58 @@ def tpu_call(
 def interpreted(kernel: Callable[..., None], out_shape: Any) -> Callable[..., Any]:
     """A kernel of one step on whole arrays, interpreted: for tests of its parts."""
     return _pallas_call(kernel, out_shape=out_shape, interpret=True)
+
+
+def gpu_call(
+    kernel: Callable[..., None],
+    *,
+    name: str,
+    grid: tuple[int, ...],
+    out_shape: Any,
+    warps: int,
+    stages: int,
+    interpret: bool,
+    in_out: dict[int, int] | None = None,
+) -> Callable[..., Any]:
+    """`pallas_call` as Triton takes it: whole arrays in global memory, which the kernel indexes.
+
+    `stages` is how many steps of a loop the compiler may have on their way from memory at once.
+    `in_out` names arguments whose memory a result takes over.
+    """
+    return _pallas_call(
+        kernel,
+        name=name,
+        grid=grid,
+        out_shape=out_shape,
+        compiler_params=_GPUCompilerParams(num_warps=warps, num_stages=stages),
+        input_output_aliases=in_out or {},
+        interpret=interpret,
+    )
+
+
+def gpu_asm(
+    text: str,
+    *args: Any,
+    dtype: Any,
+    pack: int,
+    meaning: Callable[..., Any],
+    interpret: bool,
+) -> Any:
+    """One PTX text for each `pack` neighbours of arrays of one shape, in 32-bit registers.
+
+    `$0...` are the registers of the result of `dtype`, then those of the arguments in order.
+    `meaning(*args)` says the same in JAX: what `interpret` computes.
+    """
+    if interpret:
+        return meaning(*args)
+    sizes = [pack * jnp.dtype(d).itemsize // 4 for d in (dtype, *(a.dtype for a in args))]
+    constraints = ["=r"] * sizes[0] + ["r"] * sum(sizes[1:])
+    shape = jax.ShapeDtypeStruct(args[0].shape, dtype)
+    [result] = _inline_asm(
+        text,
+        args=args,
+        constraints=",".join(constraints),
+        pack=pack,
+        result_shape_dtypes=[shape],
+    )
+    return result

@@ -11,20 +11,22 @@ from jaxtyping import Array, Float
 from ...qarray import CANONICAL, check_qarray, Layout, QArray, Scheme
 from .._dispatch import first_willing
 from .._target import target_device
-from . import _mosaic_tpu, _reference, _xla, _xla_cpu
+from . import _mosaic_tpu, _reference, _triton_gpu, _xla, _xla_cpu
 from ._call import DimensionNumbers, DotCall, Operand
 
 # In order of preference; the reference answers only to its name or when all others refuse.
 BACKENDS = {
     "mosaic_tpu": _mosaic_tpu,
+    "triton_gpu": _triton_gpu,
     "xla_cpu": _xla_cpu,
     "xla": _xla,
     "reference": _reference,
 }
 # Named on a CPU these are interpreted, step by step. Unnamed, they are passed by where others win.
-KERNELS = ("mosaic_tpu",)
+KERNELS = ("mosaic_tpu", "triton_gpu")
 # Those that read layouts of their own.
-LAYOUTS = (_mosaic_tpu, _xla_cpu)
+LAYOUTS = (_mosaic_tpu, _triton_gpu, _xla_cpu)
+_PREFERRED = {"cpu": "xla_cpu", "tpu": "mosaic_tpu", "cuda": "triton_gpu"}
 
 
 def dot_general(
@@ -133,7 +135,7 @@ def choose_backend(call: DotCall, named: str | None = None) -> tuple[str, dict[s
 
 def preferred_backend() -> str:
     """The backend whose layouts suit the device in force (`target_device`)."""
-    return {"cpu": "xla_cpu", "tpu": "mosaic_tpu"}.get(target_device().platform, "xla")
+    return _PREFERRED.get(target_device().platform, "xla")
 
 
 def _rounds(backend: Any, call: DotCall) -> bool:

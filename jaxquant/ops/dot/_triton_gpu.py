@@ -1,0 +1,173 @@
+"""Kernels for NVIDIA GPUs of the Hopper generation, written with Pallas and Triton."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from ...numerics import Format
+from ...qarray import CANONICAL, Layout, QArray
+from ...qarray._layout import order_of
+from .._factors import kept_scale
+from . import _triton_gpu_tables as tables
+from ._call import DotCall
+from ._gemm import as_gemm, Gemm, outputs_first, refuses_shape, weight_side
+from ._grad import product
+from ._triton_gpu_decode import refuses_format, runs
+from ._triton_gpu_weight import least_unit, Problem, Tiling, weight_only
+
+
+def refuses(call: DotCall) -> str | None:
+    """Why not, or `None`."""
+    if call.platform != "cuda" and not call.interpret:
+        return f"it is for NVIDIA GPUs, and this is a {call.platform}"
+    reason = refuses_shape(call)
+    if reason is not None:
+        return reason
+    turned = call if weight_side(call) == 1 else call.flipped
+    if isinstance(turned.lhs, QArray):
+        return "activations are codes, which XLA multiplies with codes as they are"
+    if turned.lhs.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"activations are {turned.lhs.dtype}, not float32 or bfloat16"
+    return _refuses_weight(turned) or _refuses_layout(turned)
+
+
+def _refuses_weight(call: DotCall) -> str | None:
+    w = call.rhs
+    reason = refuses_format(w.scheme.values)
+    if reason is not None:
+        return reason
+    if w.scheme.real_zero_point:
+        return "zero points lie between codes"
+    if 0 in w.shape or call.rows(0) == 0:
+        return "there is nothing to multiply"
+    if call.rows(0) > tables.MOST_ROWS:
+        return (
+            f"{call.rows(0)} rows are worth a product of XLA on the dequantized weight (more than "
+            f"{tables.MOST_ROWS})"
+        )
+    return None
+
+
+def _refuses_layout(call: DotCall) -> str | None:
+    w = call.rhs
+    prepare = "`jaxquant.prepare` stores it as it is read here"
+    if not outputs_first(call):
+        return f"the summed axis of the weight is not stored last; {prepare}"
+    if w.layout.wide or w.scheme.values.packs and w.layout.packed is None:
+        return f"codes of {w.scheme.values.bits} bits are not packed into bytes; {prepare}"
+    if _size(w.scheme.values, w.layout.packed or w.stored_shape[1], w.stored_shape[1]) is None:
+        return (
+            f"an axis of {w.stored_shape[1]} codes of {w.scheme.values} in blocks of "
+            f"{w.layout.packed} does not fill tiles of 16 bytes"
+        )
+    return None
+
+
+def run(call: DotCall) -> Float[Array, "..."]:
+    """The product, by the variant for the operands' formats."""
+    gemm = as_gemm(call)
+    turned = call if weight_side(call) == 1 else call.flipped
+    problem = weight_problem(gemm, call.out_dtype, call.interpret)
+
+    def kernel(x: Array, w: QArray) -> Array:
+        return weight_only(problem, x, *_parts(w))
+
+    summed = turned.contracted[1][0]
+    y = product(kernel, gemm.x, gemm.w, summed=summed, precision=call.precision)
+    return gemm.finish(y)
+
+
+def weight_problem(gemm: Gemm, out_dtype: np.dtype, interpret: bool) -> Problem:
+    """What the weight-only kernel is compiled for."""
+    w = gemm.w
+    format = w.scheme.values
+    packed = w.layout.packed or gemm.k
+    size = _size(format, packed, gemm.k)
+    assert size is not None
+    run = packed // runs(format)
+    table = tables.WEIGHT_ONLY
+    if gemm.x.dtype == jnp.float32:
+        table = tables.WEIGHT_ONLY_FLOAT32
+    rows = tables.tile_of_rows(gemm.rows, table)
+    outputs, warps, ahead, stages = table[rows]
+    blocks = -(-gemm.n // outputs) * -(-gemm.rows // rows)
+    steps = gemm.k // packed * -(-run // size)
+    tiling = Tiling(
+        rows=rows,
+        outputs=outputs,
+        size=size,
+        packed=packed,
+        run=run,
+        unit=least_unit(size, gemm.group, packed, gemm.k, run, runs(format)),
+        splits=tables.splits(blocks, steps, ahead),
+        ahead=ahead,
+        warps=warps,
+        stages=stages,
+    )
+    return Problem(
+        rows=gemm.rows,
+        n=gemm.n,
+        k=gemm.k,
+        group=gemm.group,
+        format=format,
+        out_dtype=out_dtype,
+        tiling=tiling,
+        interpret=interpret,
+    )
+
+
+def _size(format: Format, packed: int, k: int) -> int | None:
+    """How many bytes of an output a step takes: 16 for each of four threads where that fits."""
+    run = packed // runs(format)
+    for size in (64, 32, 16):
+        if format.bits == 3 and packed // 8 % size:
+            continue
+        if packed == k and run >= 16 or run % size == 0:
+            return size
+    return None
+
+
+def _parts(w: QArray) -> tuple[Any, Any, Any]:
+    """Codes as bytes, and scales and zero points `[n, groups]`, as they are where they can be."""
+    scale = w.scale
+    if isinstance(scale, QArray) or w.stored_tile[0] != 1:
+        scale = kept_scale(w, [False, True])
+        scale = jnp.broadcast_to(scale, (w.stored_shape[0], scale.shape[1]))
+    elif scale.dtype == jnp.float8_e8m0fnu:
+        scale = lax.bitcast_convert_type(scale, jnp.uint8)
+    elif scale.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
+        scale = scale.astype(jnp.bfloat16)
+    zero = w.zero_point
+    if zero is not None:
+        zero = zero.astype(jnp.bfloat16)
+        if zero.shape[0] != w.stored_shape[0]:
+            repeated = jnp.repeat(zero, w.stored_tile[0], axis=0)
+            zero = repeated[: w.stored_shape[0]]
+    codes = w.codes
+    if codes.dtype.itemsize == 1 and codes.dtype not in (jnp.uint8, jnp.int8):
+        codes = lax.bitcast_convert_type(codes, jnp.uint8)
+    return codes, scale, zero
+
+
+def layout_for(w: QArray, contracted: tuple[int, ...], stack: tuple[int, ...]) -> Layout:
+    """The layout that this backend reads: stack axes, then kept, then contracted; codes packed.
+
+    Codes of less than a byte lie so that the 64 bytes of a step hold neighbours, in runs of 64
+    codes, where the axis can be cut so; else the axis is one block. What this backend does not
+    read is left as it is.
+    """
+    format = w.scheme.values
+    if len(contracted) != 1 or refuses_format(format) is not None:
+        return CANONICAL
+    kept = tuple(a for a in range(w.ndim) if a not in contracted and a not in stack)
+    order = order_of((*stack, *kept, *contracted))
+    if not format.packs:
+        return Layout(order=order)
+    k = w.shape[contracted[0]]
+    for block in (64 * runs(format) * (2 if format.bits == 3 else 1), k):
+        if k % block == 0 and block % 8 == 0 and _size(format, block, k) is not None:
+            return Layout(order=order, packed=block)
+    return CANONICAL

@@ -1,0 +1,29 @@
+"""How Hopper's kernels are cut up, by shape: rules, with what was read off the compiler as data.
+
+Nothing here was timed: no chip was at hand. The rules follow what the compiler reports (registers,
+spills, widths of loads) and the bytes that have to be on their way at once.
+"""
+
+# An H100 SXM has so many multiprocessors, each with room for two of our blocks or more.
+MULTIPROCESSORS = 132
+BLOCKS = 2 * MULTIPROCESSORS
+# Beyond so many rows decoding codes once for each tile of rows costs more than writing the weight
+# as bfloat16 once, after which XLA's product runs at the full rate of the tensor cores.
+MOST_ROWS = 256
+# By rows of a tile: outputs of a block, warps, steps on their way, stages of activations.
+WEIGHT_ONLY = {16: (128, 8, 4, 2), 32: (128, 8, 2, 2), 64: (128, 8, 2, 2)}
+# Float32 activations are three bfloat16 numbers each, and have three times the products.
+WEIGHT_ONLY_FLOAT32 = {16: (128, 8, 2, 2), 32: (128, 8, 2, 2)}
+
+
+def tile_of_rows(rows: int, table: dict[int, tuple[int, ...]]) -> int:
+    """The smallest tile in `table` that holds `rows`, or the largest there is."""
+    return min((size for size in table if size >= rows), default=max(table))
+
+
+def splits(blocks: int, steps: int, ahead: int) -> int:
+    """Over how many blocks the summed axis is split: a power of two that leaves each some steps."""
+    chosen = 1
+    while blocks * chosen < BLOCKS and steps // (2 * chosen) >= 2 * ahead:
+        chosen *= 2
+    return chosen
