@@ -53,6 +53,9 @@ def _refuses_weight(call: DotCall) -> str | None:
 
 def _refuses_layout(call: DotCall) -> str | None:
     w = call.rhs
+    k = w.shape[call.contracted[1][0]]
+    if w.scheme.values.packs and _block(w.scheme.values, k) is None:
+        return f"an axis of {k} codes of {w.scheme.values} fills no tiles of 16 bytes"
     prepare = "`jaxquant.prepare` stores it as it is read here"
     if not outputs_first(call):
         return f"the summed axis of the weight is not stored last; {prepare}"
@@ -88,11 +91,13 @@ def weight_problem(gemm: Gemm, out_dtype: np.dtype, interpret: bool) -> Problem:
     size = _size(format, packed, gemm.k)
     assert size is not None
     run = packed // runs(format)
-    table = tables.WEIGHT_ONLY
+    by_rows = tables.WEIGHT_ONLY[format.bits]
     if gemm.x.dtype == jnp.float32:
-        table = tables.WEIGHT_ONLY_FLOAT32
-    rows = tables.tile_of_rows(gemm.rows, table)
-    outputs, warps, ahead, stages = table[rows]
+        by_rows = tables.WEIGHT_ONLY_FLOAT32[format.bits]
+    elif format.table is not None:
+        by_rows = tables.WEIGHT_ONLY_LOOKUP
+    rows = tables.tile_of_rows(gemm.rows, by_rows)
+    outputs, warps, ahead, stages = by_rows[rows]
     blocks = -(-gemm.n // outputs) * -(-gemm.rows // rows)
     steps = gemm.k // packed * -(-run // size)
     tiling = Tiling(
@@ -166,8 +171,13 @@ def layout_for(w: QArray, contracted: tuple[int, ...], stack: tuple[int, ...]) -
     order = order_of((*stack, *kept, *contracted))
     if not format.packs:
         return Layout(order=order)
-    k = w.shape[contracted[0]]
+    block = _block(format, w.shape[contracted[0]])
+    return CANONICAL if block is None else Layout(order=order, packed=block)
+
+
+def _block(format: Format, k: int) -> int | None:
+    """In blocks of how many codes an axis is packed, if it can be."""
     for block in (64 * runs(format) * (2 if format.bits == 3 else 1), k):
         if k % block == 0 and block % 8 == 0 and _size(format, block, k) is not None:
-            return Layout(order=order, packed=block)
-    return CANONICAL
+            return block
+    return None

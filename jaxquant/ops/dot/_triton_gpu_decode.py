@@ -89,13 +89,15 @@ def times(a: Array, b: Array, interpret: bool) -> Array:
 
 def _pairs(op: str, meaning: Callable[..., Any], a: Array, b: Array, interpret: bool) -> Array:
     text = f"{op} $0, $1, $2;"
-    return gpu_asm(
-        text, a, b, dtype=jnp.bfloat16, pack=2, meaning=meaning, interpret=interpret
-    )
+    return gpu_asm(text, a, b, dtype=jnp.bfloat16, pack=2, meaning=meaning, interpret=interpret)
 
 
 def _meaning(args: tuple[Array, ...], format: Format, run: int, term: int) -> Array:
     low = args[0].astype(jnp.uint8)
+    if format == E4M3:
+        values = lax.bitcast_convert_type(low, format.storage).astype(jnp.bfloat16)
+        infinite = jnp.where(low >= 128, -jnp.inf, jnp.inf).astype(jnp.bfloat16)
+        return jnp.where(jnp.isnan(values), infinite, values)
     if not format.packs:
         return lax.bitcast_convert_type(low, format.storage).astype(jnp.bfloat16)
     width = widths(format)[0]
@@ -106,7 +108,9 @@ def _meaning(args: tuple[Array, ...], format: Format, run: int, term: int) -> Ar
         half = 2 ** (format.bits - 1) if format.signed else 0
         return ((code ^ np.uint8(half)).astype(jnp.int32) - half).astype(jnp.bfloat16)
     if format.table is None:
-        return decode(lax.bitcast_convert_type(code.astype(jnp.uint4), format.storage), format, jnp.bfloat16)
+        return decode(
+            lax.bitcast_convert_type(code.astype(jnp.uint4), format.storage), format, jnp.bfloat16
+        )
     table = tuple(float(v) for v in _split(format)[term])
     return decode(code, dataclasses.replace(format, table=table), jnp.bfloat16)
 
@@ -166,9 +170,7 @@ def _integer_text(format: Format, run: int) -> str:
         lines.append(f"prmt.b32 {lane}, $2, 0, {bytes_};")
         if run:
             lines.append(f"shr.u32 {lane}, {lane}, {run * width};")
-        lines.append(
-            f"lop3.b32 {lane}, {lane}, {_twice(2**width - 1)}, {start}, {_AND_XOR};"
-        )
+        lines.append(f"lop3.b32 {lane}, {lane}, {_twice(2**width - 1)}, {start}, {_AND_XOR};")
         if format.bits == 3:
             lines.append(f"prmt.b32 c, $3, 0, {bytes_};")
             shift = 2 * run - 2
@@ -191,15 +193,26 @@ def _float_text(format: Format, run: int) -> str:
     factor = 127 + format.least_exponent + 126
     lines = [f"mov.b32 k, {_twice(factor << 7)};"]
     for i, (lane, bytes_) in enumerate(_LANES):
+        find_nan, not_a_number = [], []
+        if format.bits == 8:
+            # One more than the magnitude reaches the next bit where that is 0x7f, no number.
+            find_nan = [f"and.b32 n, {lane}, 0x007f007f;", "add.u32 n, n, 0x00010001;"]
+            # That bit, moved to the top of the exponent, makes the product overflow.
+            not_a_number = [
+                "shl.b32 n, n, 7;",
+                f"lop3.b32 {lane}, n, 0x40004000, {lane}, {_AND_OR};",
+            ]
         lines += [
             f"prmt.b32 {lane}, $2, 0, {bytes_};",
+            *find_nan,
             f"shl.b32 c, {lane}, {sign};",
             "and.b32 c, c, 0x80008000;",
             f"shl.b32 {lane}, {lane}, {up};",
             f"lop3.b32 {lane}, {lane}, {_twice(magnitude)}, c, {_AND_OR};",
+            *not_a_number,
             f"mul.rn.bf16x2 ${i}, {lane}, k;",
         ]
-    return _block("a, b, c, k", lines)
+    return _block("a, b, c, k, n", lines)
 
 
 def _table_text(table: np.ndarray, run: int) -> str:

@@ -10,10 +10,23 @@ BLOCKS = 2 * MULTIPROCESSORS
 # Beyond so many rows decoding codes once for each tile of rows costs more than writing the weight
 # as bfloat16 once, after which XLA's product runs at the full rate of the tensor cores.
 MOST_ROWS = 256
-# By rows of a tile: outputs of a block, warps, steps on their way, stages of activations.
-WEIGHT_ONLY = {16: (128, 8, 4, 2), 32: (128, 8, 2, 2), 64: (128, 8, 2, 2)}
-# Float32 activations are three bfloat16 numbers each, and have three times the products.
-WEIGHT_ONLY_FLOAT32 = {16: (128, 8, 2, 2), 32: (128, 8, 2, 2)}
+# By bits of a code, then by rows of a tile: outputs of a block, warps, steps on their way, stages
+# of activations.
+WEIGHT_ONLY = {
+    8: {16: (64, 4, 4, 3), 32: (128, 8, 2, 3), 64: (128, 8, 2, 3)},
+    4: {16: (128, 8, 2, 3), 32: (128, 8, 1, 3), 64: (128, 8, 1, 2)},
+    3: {16: (64, 4, 1, 3), 32: (64, 4, 1, 2), 64: (64, 4, 1, 2)},
+    2: {16: (128, 8, 1, 3), 32: (128, 8, 1, 2), 64: (64, 4, 1, 2)},
+}
+# Looking a code up takes more registers.
+WEIGHT_ONLY_LOOKUP = {16: (128, 8, 2, 3), 32: (128, 8, 1, 3), 64: (128, 8, 1, 3)}
+# Float32 activations are three bfloat16 numbers each, and have three times the products, or six.
+WEIGHT_ONLY_FLOAT32 = {
+    8: {16: (64, 4, 2, 2), 32: (64, 4, 1, 2)},
+    4: {16: (64, 4, 1, 2), 32: (64, 4, 1, 2)},
+    3: {16: (64, 4, 1, 2)},
+    2: {16: (64, 4, 1, 2)},
+}
 
 
 def tile_of_rows(rows: int, table: dict[int, tuple[int, ...]]) -> int:

@@ -99,9 +99,7 @@ def weight_only(
     """
     p, cut = problem, problem.tiling
     whole = cut.splits == 1
-    shape = jax.ShapeDtypeStruct(
-        (cut.splits, p.rows, p.n), p.out_dtype if whole else jnp.float32
-    )
+    shape = jax.ShapeDtypeStruct((cut.splits, p.rows, p.n), p.out_dtype if whole else jnp.float32)
     args = [x, codes, scale] + ([] if zero is None else [zero])
     if poison is not None:
         args.append(poison)
@@ -173,11 +171,14 @@ class _Tile:
         columns = block * (cut.packed * p.format.bits // 8) + start
         bytes_ = [self._load_codes(columns, cut.run - start)]
         if p.format.bits == 3:
-            eighth = cut.packed // 8
-            there = block * (cut.packed * 3 // 8) + cut.packed // 4 + start % eighth
-            high = self._load_codes(there, eighth)
-            # Bits of even runs first where the tile lies in the first half of a run.
-            bytes_.append(high >> (start // eighth).astype(jnp.uint8))
+            # The first half of a run has the even bits of an eighth of the block, from its start.
+            tiles = cut.packed // 8 // cut.size
+            tile = start // cut.size
+            there = block * (cut.packed * 3 // 8) + cut.packed // 4
+            if tiles > 1:
+                there = there + tile % tiles * cut.size
+            high = self._load_codes(there, cut.run)
+            bytes_.append(high >> jnp.asarray(tile // tiles).astype(jnp.uint8))
         return tuple(bytes_)
 
     def _load_codes(self, column: Any, left: Any) -> Array:
@@ -185,9 +186,7 @@ class _Tile:
         ref = self.w.at[ds(self.output, cut.outputs), ds(column, cut.size)]
         mask = None
         if cut.run % cut.size:
-            mask = jnp.broadcast_to(
-                (jnp.arange(cut.size) < left)[None, :], (cut.outputs, cut.size)
-            )
+            mask = jnp.broadcast_to((jnp.arange(cut.size) < left)[None, :], (cut.outputs, cut.size))
         if not self.exact_n:
             inside = (self.output + jnp.arange(cut.outputs) < self.p.n)[:, None]
             inside = jnp.broadcast_to(inside, (cut.outputs, cut.size))
@@ -205,9 +204,17 @@ class _Tile:
             low = lax.bitcast_convert_type(low, jnp.uint8)
         high = held[1] if len(held) > 1 else None
         wanted = 3 if self.x.dtype == jnp.float32 else 1
-        for run in range(runs(p.format)):
+        of = runs(p.format)
+        together = of > 1 and cut.run == cut.size and wanted == 1
+        if together:
+            all_rows = self._activations_together(block * cut.packed, step, of)
+        # Sums that are scaled, each run's alone or, where a block lies in one group, all runs'.
+        after = p.grouped and cut.unit == cut.size
+        alike = p.group % cut.packed == 0
+        total: Any = None
+        for run in range(of):
             k = block * cut.packed + run * cut.run + start
-            rows = self._activations(k, step, cut.run - start)
+            rows = all_rows[run] if together else self._activations(k, step, cut.run - start)
             values = decoded(
                 low,
                 high,
@@ -216,16 +223,20 @@ class _Tile:
                 terms=terms_of(p.format, wanted),
                 interpret=p.interpret,
             )
-            after = not p.grouped or cut.unit == cut.size
             if self.z is not None:
                 values = [minus(values[0], self._wide(self.z, k), p.interpret)]
-            if not after:
+            if p.grouped and not after:
                 values = self._scaled(values, k, wanted)
             values = [self._as_left_side(v) for v in values]
-            part = _sum_of_products(values, rows)
-            if p.grouped and after:
-                part = part * self.scale_of(k // p.group)
-            sums = sums + part
+            if not after:
+                sums = _add_products(sums, values, rows)
+            elif alike:
+                total = _add_products(total, values, rows)
+            else:
+                part = _add_products(None, values, rows)
+                sums = sums + part * self.scale_of(k // p.group)
+        if after and alike:
+            sums = sums + total * self.scale_of(block * cut.packed // p.group)
         return sums
 
     def _activations(self, k: Any, step: Any, left: Any) -> list[Array]:
@@ -244,6 +255,28 @@ class _Tile:
         mask = jnp.broadcast_to(mask, (cut.rows, cut.size))
         x = self._columns(gpu_load(ref, mask=mask, other=jnp.zeros((), self.x.dtype)))
         return _terms(x) if x.dtype == jnp.float32 else [x]
+
+    def _activations_together(self, k: Any, step: Any, of: int) -> list[list[Array]]:
+        """The activations of `of` runs that are neighbours, by one load."""
+        p, cut = self.p, self.cut
+        shape = (cut.rows, of * cut.size)
+        mask = jnp.broadcast_to((self.row + jnp.arange(cut.rows) < p.rows)[:, None], shape)
+        if p.steps_of_split * cut.splits != p.steps:
+            mask = mask & jnp.broadcast_to(step < p.steps, shape)
+        ref = self.x.at[ds(self.row, cut.rows), ds(k, of * cut.size)]
+        x = gpu_load(ref, mask=mask, other=jnp.zeros((), self.x.dtype))
+        # As `_columns`, and the runs last, which Triton takes apart two by two.
+        x = x.reshape(cut.rows, of, 4, cut.size // 16, 2, 2).transpose(0, 3, 4, 2, 5, 1)
+        parts = [x.reshape(cut.rows, cut.size, of)]
+        while of > 1:
+            of //= 2
+            halves = [v.reshape(cut.rows, cut.size, of, 2) for v in parts]
+            split = [jnp.unstack(v, axis=-1) for v in halves]
+            # Of runs in order, the even ones and the odd ones.
+            parts = [v for pair in split for v in pair]
+        order = _bit_reversed(len(parts))
+        parts = [parts[i].reshape(cut.rows, cut.size) for i in order]
+        return [[v] for v in parts]
 
     def _columns(self, v: Array) -> Array:
         """The summed axis in the order in which `wgmma` meets what the threads hold.
@@ -299,15 +332,22 @@ class _Tile:
         return _terms(exact * _real(scale, jnp.float32))
 
 
-def _sum_of_products(left: list[Array], right: list[Array]) -> Array:
-    """`sum left right^T` over terms, but those that float32 would not show; least ones first."""
+def _add_products(sums: Array | None, left: list[Array], right: list[Array]) -> Array:
+    """`sums + sum left right^T` over terms, but those that float32 would not show; least first."""
     pairs = [(i, j) for i in range(len(left)) for j in range(len(right)) if i + j <= 2]
-    total = None
     for i, j in sorted(pairs, key=lambda pair: -sum(pair)):
         part = gpu_dot(left[i], right[j].T)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
+        sums = part if sums is None else sums + part
+    assert sums is not None
+    return sums
+
+
+def _bit_reversed(count: int) -> list[int]:
+    """Where each of `count` things is after they were dealt to two, each of these to two, ..."""
+    order = [0]
+    while len(order) < count:
+        order = [2 * i for i in order] + [2 * i + 1 for i in order]
+    return order
 
 
 def _terms(x: Array) -> list[Array]:
