@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-
 from jax.experimental.pallas import (
     BlockSpec as BlockSpec,
     ds as ds,
@@ -22,11 +21,14 @@ from jax.experimental.pallas.tpu import (
 )
 from jax.experimental.pallas.triton import (
     CompilerParams as _GPUCompilerParams,
-    dot as gpu_dot,
+    dot as _gpu_dot,
     elementwise_inline_asm as _inline_asm,
-    load as gpu_load,
-    store as gpu_store,
+    load as _gpu_load,
+    store as _gpu_store,
 )
+
+# Of tiles in a kernel for GPUs: a product of two, and what a mask lets through to and from memory.
+gpu_dot, gpu_load, gpu_store = _gpu_dot, _gpu_load, _gpu_store
 
 
 def tpu_call(

@@ -7,16 +7,22 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from ...numerics import Format
+from ...numerics import E4M3, E5M2, Format, INT8
 from ...qarray import CANONICAL, Layout, QArray
-from ...qarray._layout import order_of
-from .._factors import kept_scale
+from ...qarray._layout import inverse, order_of
+from ...qarray._qarray import scale_values, stored_codes
+from .._factors import kept_scale, refuses_sum, scales
 from . import _triton_gpu_tables as tables
 from ._call import DotCall
 from ._gemm import as_gemm, Gemm, outputs_first, refuses_shape, weight_side
 from ._grad import product
+from ._triton_gpu_codes import codes_by_codes, CodesProblem, widest_step
 from ._triton_gpu_decode import refuses_format, runs
 from ._triton_gpu_weight import least_unit, Problem, Tiling, weight_only
+
+PREPARE = "`jaxquant.prepare` stores it as it is read here"
+# The tensor cores take 32 bytes along the summed axis at once.
+LEAST_STEP = 32
 
 
 def refuses(call: DotCall) -> str | None:
@@ -28,10 +34,35 @@ def refuses(call: DotCall) -> str | None:
         return reason
     turned = call if weight_side(call) == 1 else call.flipped
     if isinstance(turned.lhs, QArray):
-        return "activations are codes, which XLA multiplies with codes as they are"
+        return _refuses_codes(turned)
     if turned.lhs.dtype not in (jnp.float32, jnp.bfloat16):
         return f"activations are {turned.lhs.dtype}, not float32 or bfloat16"
     return _refuses_weight(turned) or _refuses_layout(turned)
+
+
+def _refuses_codes(call: DotCall) -> str | None:
+    x, w = call.lhs, call.rhs
+    formats = x.scheme.values, w.scheme.values
+    if formats[0] != formats[1] or formats[0] not in (INT8, E4M3, E5M2):
+        return f"it multiplies int8, or 8-bit floats, with their own kind, not {formats}"
+    if any(q.zero_point is not None or q.offset is not None for q in (x, w)):
+        return "zero points and offsets are left to the general form"
+    if 0 in w.shape or call.rows(0) == 0:
+        return "there is nothing to multiply"
+    if call.rows(0) > tables.MOST_ROWS_CODES:
+        return (
+            f"XLA multiplies {call.rows(0)} rows of codes at the full rate (more than "
+            f"{tables.MOST_ROWS_CODES})"
+        )
+    if not outputs_first(call):
+        return f"the summed axis of the weight is not stored last; {PREPARE}"
+    (left,), (right,) = call.contracted
+    k, tiles = w.shape[right], (x.tile[left], w.tile[right])
+    step = widest_step(k, *tiles)
+    if step < LEAST_STEP:
+        return f"groups of {tiles} have no {LEAST_STEP} neighbours in common"
+    # Of groups each step's sum becomes float32.
+    return refuses_sum(k) if formats[0].integer and min(tiles) >= k else None
 
 
 def _refuses_weight(call: DotCall) -> str | None:
@@ -56,11 +87,10 @@ def _refuses_layout(call: DotCall) -> str | None:
     k = w.shape[call.contracted[1][0]]
     if w.scheme.values.packs and _block(w.scheme.values, k) is None:
         return f"an axis of {k} codes of {w.scheme.values} fills no tiles of 16 bytes"
-    prepare = "`jaxquant.prepare` stores it as it is read here"
     if not outputs_first(call):
-        return f"the summed axis of the weight is not stored last; {prepare}"
+        return f"the summed axis of the weight is not stored last; {PREPARE}"
     if w.layout.wide or w.scheme.values.packs and w.layout.packed is None:
-        return f"codes of {w.scheme.values.bits} bits are not packed into bytes; {prepare}"
+        return f"codes of {w.scheme.values.bits} bits are not packed into bytes; {PREPARE}"
     if _size(w.scheme.values, w.layout.packed or w.stored_shape[1], w.stored_shape[1]) is None:
         return (
             f"an axis of {w.stored_shape[1]} codes of {w.scheme.values} in blocks of "
@@ -71,8 +101,10 @@ def _refuses_layout(call: DotCall) -> str | None:
 
 def run(call: DotCall) -> Float[Array, "..."]:
     """The product, by the variant for the operands' formats."""
-    gemm = as_gemm(call)
     turned = call if weight_side(call) == 1 else call.flipped
+    if isinstance(turned.lhs, QArray):
+        return _codes(turned)
+    gemm = as_gemm(call)
     problem = weight_problem(gemm, call.out_dtype, call.interpret)
 
     def kernel(x: Array, w: QArray) -> Array:
@@ -81,6 +113,54 @@ def run(call: DotCall) -> Float[Array, "..."]:
     summed = turned.contracted[1][0]
     y = product(kernel, gemm.x, gemm.w, summed=summed, precision=call.precision)
     return gemm.finish(y)
+
+
+def _codes(call: DotCall) -> Array:
+    """Codes by codes, the weight on the right."""
+    x, w = call.lhs, call.rhs
+    (left,), (right,) = call.contracted
+    order = (*call.free(0), left)
+    k, rows = x.shape[left], call.rows(0)
+    values = stored_codes(x).transpose(inverse(x.layout.permutation(x.ndim)))
+    token = scales(x, (left,)).transpose(order)
+    problem = codes_problem(call)
+    y = codes_by_codes(
+        problem,
+        values.transpose(order).reshape(rows, k),
+        token.reshape(rows, token.shape[-1]),
+        w.codes,
+        scale_values(w),
+    )
+    return y.reshape(*(x.shape[a] for a in call.free(0)), w.shape[1 - right])
+
+
+def codes_problem(call: DotCall) -> CodesProblem:
+    """What the kernel for codes by codes is compiled for."""
+    x, w = call.lhs, call.rhs
+    (left,), (right,) = call.contracted
+    k, rows, n = x.shape[left], call.rows(0), w.shape[1 - right]
+    integer = w.scheme.values.integer
+    table = tables.INT8 if integer else tables.FP8
+    row_tile = tables.tile_of_rows(rows, table)
+    outputs, warps, stages = table[row_tile]
+    step = widest_step(k, x.tile[left], w.tile[right])
+    blocks = -(-n // outputs) * -(-rows // row_tile)
+    return CodesProblem(
+        rows=rows,
+        n=n,
+        k=k,
+        tile=(w.tile[1 - right], w.tile[right]),
+        group=x.tile[left],
+        integer=integer,
+        out_dtype=call.out_dtype,
+        step=step,
+        row_tile=row_tile,
+        outputs=outputs,
+        splits=tables.even_splits(blocks, -(-k // step), stages),
+        warps=warps,
+        stages=stages,
+        interpret=call.interpret,
+    )
 
 
 def weight_problem(gemm: Gemm, out_dtype: np.dtype, interpret: bool) -> Problem:
@@ -165,7 +245,7 @@ def layout_for(w: QArray, contracted: tuple[int, ...], stack: tuple[int, ...]) -
     read is left as it is.
     """
     format = w.scheme.values
-    if len(contracted) != 1 or refuses_format(format) is not None:
+    if len(contracted) != 1 or (refuses_format(format) is not None and format != E5M2):
         return CANONICAL
     kept = tuple(a for a in range(w.ndim) if a not in contracted and a not in stack)
     order = order_of((*stack, *kept, *contracted))

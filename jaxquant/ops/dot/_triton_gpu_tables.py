@@ -27,11 +27,24 @@ WEIGHT_ONLY_FLOAT32 = {
     3: {16: (64, 4, 1, 2)},
     2: {16: (64, 4, 1, 2)},
 }
+# Codes by codes XLA multiplies at the full rate by itself; kernels split the sums of few rows.
+MOST_ROWS_CODES = 64
+# By rows of a tile: outputs of a block, warps, stages.
+INT8 = {16: (64, 4, 4), 32: (128, 4, 3), 64: (128, 4, 3)}
+FP8 = {16: (128, 4, 4), 32: (64, 4, 4), 64: (64, 4, 3)}
 
 
 def tile_of_rows(rows: int, table: dict[int, tuple[int, ...]]) -> int:
     """The smallest tile in `table` that holds `rows`, or the largest there is."""
     return min((size for size in table if size >= rows), default=max(table))
+
+
+def even_splits(blocks: int, steps: int, ahead: int) -> int:
+    """As `splits`, where each split has the same number of steps."""
+    chosen = splits(blocks, steps, ahead)
+    while steps % chosen:
+        chosen //= 2
+    return chosen
 
 
 def splits(blocks: int, steps: int, ahead: int) -> int:
