@@ -94,7 +94,8 @@ def codes_by_codes(
     y = y.sum(axis=0)
     if raw:
         per_output = jnp.repeat(w_scale[:, 0], p.tile[0])[: p.n]
-        y = y.astype(jnp.float32) * x_scale.astype(jnp.float32) * per_output.astype(jnp.float32)
+        y = y.astype(jnp.float32) * x_scale.astype(jnp.float32)
+        y = y * per_output.astype(jnp.float32)[None, :]
     return y.astype(p.out_dtype)
 
 
