@@ -174,6 +174,8 @@ def weight_problem(gemm: Gemm, out_dtype: np.dtype, interpret: bool) -> Problem:
     by_rows = tables.WEIGHT_ONLY[format.bits]
     if gemm.x.dtype == jnp.float32:
         by_rows = tables.WEIGHT_ONLY_FLOAT32[format.bits]
+    elif format.bits == 4 and run != size:
+        by_rows = tables.WEIGHT_ONLY_APART
     elif format.table is not None:
         by_rows = tables.WEIGHT_ONLY_LOOKUP
     rows = tables.tile_of_rows(gemm.rows, by_rows)

@@ -18,6 +18,9 @@ WEIGHT_ONLY = {
     3: {16: (64, 4, 1, 3), 32: (64, 4, 1, 2), 64: (64, 4, 1, 2)},
     2: {16: (128, 8, 1, 3), 32: (128, 8, 1, 2), 64: (64, 4, 1, 2)},
 }
+# Where runs do not lie side by side, each has its own load of activations: of 16 bytes a thread if
+# threads are few.
+WEIGHT_ONLY_APART = {16: (64, 4, 2, 3), 32: (128, 8, 1, 3), 64: (128, 8, 1, 2)}
 # Looking a code up takes more registers.
 WEIGHT_ONLY_LOOKUP = {16: (128, 8, 2, 3), 32: (128, 8, 1, 3), 64: (128, 8, 1, 3)}
 # Float32 activations are three bfloat16 numbers each, and have three times the products, or six.

@@ -27,7 +27,7 @@ def test_even_splits_divide_the_steps():
 
 def test_tiles_are_what_the_tensor_cores_take():
     by_rows = [*tables.WEIGHT_ONLY.values(), *tables.WEIGHT_ONLY_FLOAT32.values()]
-    for table in (*by_rows, tables.WEIGHT_ONLY_LOOKUP):
+    for table in (*by_rows, tables.WEIGHT_ONLY_LOOKUP, tables.WEIGHT_ONLY_APART):
         for rows, (outputs, warps, ahead, stages) in table.items():
             # Four warps make 64 outputs together, each 16 of them.
             assert outputs % (16 * warps) == 0 and warps % 4 == 0
