@@ -1,5 +1,6 @@
 """Kernels for NVIDIA GPUs of the Hopper generation, written with Pallas and Triton."""
 
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,8 +15,9 @@ from ...qarray._qarray import scale_values, stored_codes
 from .._factors import kept_scale, refuses_sum, scales
 from . import _triton_gpu_tables as tables
 from ._call import DotCall
-from ._gemm import as_gemm, Gemm, outputs_first, refuses_shape, weight_side
+from ._gemm import as_gemm, outputs_first, refuses_shape, weight_side
 from ._grad import product
+from ._partition import cut_of, dealt_out, local_weight
 from ._triton_gpu_codes import codes_by_codes, CodesProblem, widest_step
 from ._triton_gpu_decode import refuses_format, runs
 from ._triton_gpu_weight import least_unit, Problem, Tiling, weight_only
@@ -37,7 +39,34 @@ def refuses(call: DotCall) -> str | None:
         return _refuses_codes(turned)
     if turned.lhs.dtype not in (jnp.float32, jnp.bfloat16):
         return f"activations are {turned.lhs.dtype}, not float32 or bfloat16"
-    return _refuses_weight(turned) or _refuses_layout(turned)
+    reason = _refuses_weight(turned) or _refuses_layout(turned.rhs, outputs_first(call))
+    if reason is not None:
+        return reason
+    cut = cut_of(turned)
+    if cut is None or isinstance(cut, str):
+        return cut
+    local = local_weight(turned.rhs, cut, turned.contracted[1][0])
+    return local if isinstance(local, str) else _refuses_layout(local, True)
+
+
+def loses(call: DotCall) -> str | None:
+    """Why XLA is as fast though a kernel would take the call, or `None`."""
+    if call.interpret:
+        return None
+    turned = call if weight_side(call) == 1 else call.flipped
+    rows = turned.rows(0)
+    if isinstance(turned.lhs, QArray):
+        if rows > tables.MOST_ROWS_CODES:
+            return (
+                f"XLA multiplies {rows} rows of codes at the full rate (more than "
+                f"{tables.MOST_ROWS_CODES})"
+            )
+    elif rows > tables.MOST_ROWS:
+        return (
+            f"{rows} rows are worth a product of XLA on the dequantized weight (more than "
+            f"{tables.MOST_ROWS})"
+        )
+    return None
 
 
 def _refuses_codes(call: DotCall) -> str | None:
@@ -49,11 +78,8 @@ def _refuses_codes(call: DotCall) -> str | None:
         return "zero points and offsets are left to the general form"
     if 0 in w.shape or call.rows(0) == 0:
         return "there is nothing to multiply"
-    if call.rows(0) > tables.MOST_ROWS_CODES:
-        return (
-            f"XLA multiplies {call.rows(0)} rows of codes at the full rate (more than "
-            f"{tables.MOST_ROWS_CODES})"
-        )
+    if cut_of(call) is not None:
+        return "activations that are codes are not dealt out over devices"
     if not outputs_first(call):
         return f"the summed axis of the weight is not stored last; {PREPARE}"
     (left,), (right,) = call.contracted
@@ -74,28 +100,19 @@ def _refuses_weight(call: DotCall) -> str | None:
         return "zero points lie between codes"
     if 0 in w.shape or call.rows(0) == 0:
         return "there is nothing to multiply"
-    if call.rows(0) > tables.MOST_ROWS:
-        return (
-            f"{call.rows(0)} rows are worth a product of XLA on the dequantized weight (more than "
-            f"{tables.MOST_ROWS})"
-        )
     return None
 
 
-def _refuses_layout(call: DotCall) -> str | None:
-    w = call.rhs
-    k = w.shape[call.contracted[1][0]]
-    if w.scheme.values.packs and _block(w.scheme.values, k) is None:
-        return f"an axis of {k} codes of {w.scheme.values} fills no tiles of 16 bytes"
-    if not outputs_first(call):
+def _refuses_layout(w: QArray, by_output: bool) -> str | None:
+    format, packed, k = w.scheme.values, w.layout.packed, w.stored_shape[1]
+    if format.packs and _block(format, w.stored_shape[int(by_output)]) is None:
+        return f"an axis of {w.stored_shape[int(by_output)]} codes of {format} fills no tiles"
+    if not by_output:
         return f"the summed axis of the weight is not stored last; {PREPARE}"
-    if w.layout.wide or w.scheme.values.packs and w.layout.packed is None:
-        return f"codes of {w.scheme.values.bits} bits are not packed into bytes; {PREPARE}"
-    if _size(w.scheme.values, w.layout.packed or w.stored_shape[1], w.stored_shape[1]) is None:
-        return (
-            f"an axis of {w.stored_shape[1]} codes of {w.scheme.values} in blocks of "
-            f"{w.layout.packed} does not fill tiles of 16 bytes"
-        )
+    if w.layout.wide or format.packs and packed is None:
+        return f"codes of {format.bits} bits are not packed into bytes; {PREPARE}"
+    if k % (packed or k) or _size(format, packed or k, k) is None:
+        return f"an axis of {k} codes of {format} in blocks of {packed} fills no tiles"
     return None
 
 
@@ -104,15 +121,21 @@ def run(call: DotCall) -> Float[Array, "..."]:
     turned = call if weight_side(call) == 1 else call.flipped
     if isinstance(turned.lhs, QArray):
         return _codes(turned)
-    gemm = as_gemm(call)
-    problem = weight_problem(gemm, call.out_dtype, call.interpret)
-
-    def kernel(x: Array, w: QArray) -> Array:
-        return weight_only(problem, x, *_parts(w))
-
+    gemm, cut = as_gemm(call), cut_of(call)
+    assert not isinstance(cut, str)
+    multiply = partial(_multiply, interpret=call.interpret)
     summed = turned.contracted[1][0]
-    y = product(kernel, gemm.x, gemm.w, summed=summed, precision=call.precision)
-    return gemm.finish(y)
+    if cut is None:
+        kernel = partial(multiply, out_dtype=call.out_dtype)
+    else:
+        kernel = dealt_out(multiply, cut, summed, call.out_dtype)
+    return gemm.finish(product(kernel, gemm.x, gemm.w, summed=summed, precision=call.precision))
+
+
+def _multiply(
+    x: Float[Array, "rows k"], w: QArray, out_dtype: Any, *, interpret: bool
+) -> Float[Array, "rows n"]:
+    return weight_only(weight_problem(x, w, out_dtype, interpret), x, *_parts(w))
 
 
 def _codes(call: DotCall) -> Array:
@@ -163,44 +186,44 @@ def codes_problem(call: DotCall) -> CodesProblem:
     )
 
 
-def weight_problem(gemm: Gemm, out_dtype: np.dtype, interpret: bool) -> Problem:
-    """What the weight-only kernel is compiled for."""
-    w = gemm.w
-    format = w.scheme.values
-    packed = w.layout.packed or gemm.k
-    size = _size(format, packed, gemm.k)
+def weight_problem(x: Any, w: QArray, out_dtype: Any, interpret: bool) -> Problem:
+    """What the weight-only kernel is compiled for: `x [rows, k]`, and `w` stored as `[n, k]`."""
+    format, group = w.scheme.values, w.stored_tile[1]
+    n, k = w.stored_shape
+    packed = w.layout.packed or k
+    size = _size(format, packed, k)
     assert size is not None
     run = packed // runs(format)
     by_rows = tables.WEIGHT_ONLY[format.bits]
-    if gemm.x.dtype == jnp.float32:
+    if x.dtype == jnp.float32:
         by_rows = tables.WEIGHT_ONLY_FLOAT32[format.bits]
     elif format.bits == 4 and run != size:
         by_rows = tables.WEIGHT_ONLY_APART
     elif format.table is not None:
         by_rows = tables.WEIGHT_ONLY_LOOKUP
-    rows = tables.tile_of_rows(gemm.rows, by_rows)
+    rows = tables.tile_of_rows(x.shape[0], by_rows)
     outputs, warps, ahead, stages = by_rows[rows]
-    blocks = -(-gemm.n // outputs) * -(-gemm.rows // rows)
-    steps = gemm.k // packed * -(-run // size)
+    blocks = -(-n // outputs) * -(-x.shape[0] // rows)
+    steps = k // packed * -(-run // size)
     tiling = Tiling(
         rows=rows,
         outputs=outputs,
         size=size,
         packed=packed,
         run=run,
-        unit=least_unit(size, gemm.group, packed, gemm.k, run, runs(format)),
+        unit=least_unit(size, group, packed, k, run, runs(format)),
         splits=tables.splits(blocks, steps, ahead),
         ahead=ahead,
         warps=warps,
         stages=stages,
     )
     return Problem(
-        rows=gemm.rows,
-        n=gemm.n,
-        k=gemm.k,
-        group=gemm.group,
+        rows=x.shape[0],
+        n=n,
+        k=k,
+        group=group,
         format=format,
-        out_dtype=out_dtype,
+        out_dtype=np.dtype(out_dtype),
         tiling=tiling,
         interpret=interpret,
     )

@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 from products import bound, Case, CASES, exact, operands, product, stored_for
 from quantized import normal, SCHEMES
 
 from jaxquant.ops import choose_backend, dot_general, Refusal
+from jaxquant.ops._target import Device
 from jaxquant.ops.dot import _triton_gpu
 from jaxquant.ops.dot._api import make_call
-from jaxquant.qarray import CANONICAL, Layout, quantize_array, relayout
+from jaxquant.qarray import CANONICAL, Layout, leaf_specs, quantize_array, relayout
 
 ROWS = Case(((3, 256), (256, 70)), ((1,), (0,)))
 
@@ -85,7 +87,7 @@ def test_the_summed_axis_is_split_where_blocks_are_few():
         case = _case(2, k, 24)
         x, w = operands(case, None, name)
         call = make_call(x, stored_for("triton_gpu", case, w), case.numbers)
-        problem = _triton_gpu.weight_problem(_triton_gpu.as_gemm(call), call.out_dtype, True)
+        problem = _triton_gpu.weight_problem(call.lhs, call.rhs, call.out_dtype, True)
         assert problem.tiling.splits > 1
         assert problem.steps_of_split * problem.tiling.splits > problem.steps
 
@@ -139,10 +141,11 @@ def test_what_it_is_not_made_for_is_refused():
     transposed = relayout(q, Layout(order=(-1, -2)))
     assert "not packed into bytes; `jaxquant.prepare`" in _refusal(x, transposed)
     assert "activations are float16" in _refusal(x.astype(jnp.float16), w)
-    many = normal(257, 256)
-    assert "257 rows are worth a product of XLA" in _refusal(many, w)
     narrow = quantize_array(normal(8, 70), SCHEMES["int4 channel"], contracted=(0,))
-    assert "fills no tiles of 16 bytes" in _refusal(normal(3, 8), narrow, _case(3, 8, 70))
+    reason = _refusal(normal(3, 8), narrow, _case(3, 8, 70))
+    assert "an axis of 8 codes of INT4 fills no tiles" in reason
+        normal(3, 8), narrow, _case(3, 8, 70)
+    )
     for name, reason in (
         ("int5 channel", "no decoder for INT5"),
         ("uint4 real zero g64", "zero points lie between codes"),
@@ -154,7 +157,6 @@ def test_what_it_is_not_made_for_is_refused():
     _, byte = operands(ROWS, None, "int8 channel")
     assert "not stored last" in _refusal(tokens, byte)
     byte = stored_for("triton_gpu", ROWS, byte)
-    assert "at the full rate" in _refusal(quantize_array(many, SCHEMES["int8 channel"]), byte)
     middle = SCHEMES["int8 middle g32"]
     narrow_groups = quantize_array(x, dataclasses.replace(middle, tile=_tile(16)))
     assert "have no 32 neighbours in common" in _refusal(narrow_groups, byte)
@@ -170,6 +172,52 @@ def test_it_is_for_gpus_unless_it_is_named():
     name, reasons = choose_backend(make_call(x, w, ROWS.numbers))
     assert name != "triton_gpu"
     assert reasons["triton_gpu"] == "it is for NVIDIA GPUs, and this is a cpu"
+
+
+def _on_gpu(x, w, case=ROWS):
+    call = make_call(x, w, case.numbers, out_dtype=jnp.float32)
+    return dataclasses.replace(call, device=Device(platform="cuda", kind="NVIDIA H100 80GB HBM3"))
+
+
+def test_on_a_gpu_it_is_passed_by_where_rows_are_many():
+    x, q = operands(ROWS, None, "int4 zero g64")
+    w = stored_for("triton_gpu", ROWS, q)
+    assert choose_backend(_on_gpu(x, w))[0] == "triton_gpu"
+    many = normal(257, 256)
+    name, reasons = choose_backend(_on_gpu(many, w))
+    assert name == "xla" and "257 rows are worth a product of XLA" in reasons["triton_gpu"]
+    assert choose_backend(_on_gpu(many, w), "triton_gpu")[0] == "triton_gpu"
+    byte = stored_for("triton_gpu", ROWS, operands(ROWS, None, "int8 channel")[1])
+    tokens = quantize_array(x, SCHEMES["int8 channel"])
+    assert choose_backend(_on_gpu(tokens, byte))[0] == "triton_gpu"
+    many_tokens = quantize_array(many, SCHEMES["int8 channel"])
+    assert "at the full rate" in choose_backend(_on_gpu(many_tokens, byte))[1]["triton_gpu"]
+
+
+def test_several_devices_multiply_their_shards():
+    """Column- and row-parallel: one all-reduce for the latter, and no weight is gathered."""
+    devices = jax.devices()
+    if len(devices) < 2:
+        pytest.skip("needs two devices")
+    mesh = jax.sharding.Mesh(np.asarray(devices[:2]), ("model",))
+    case = _case(4, 512, 64)
+    x, q = operands(case, None, "int4 zero g64")
+    w = stored_for("triton_gpu", case, q)
+    for spec in (PartitionSpec(None, "model"), PartitionSpec("model", None)):
+        sharding = jax.sharding.NamedSharding(mesh, spec)
+        run = jax.jit(
+            lambda x, w, s=sharding: dot_general(
+                x, w, case.numbers, sharding=s, backend="triton_gpu"
+            )
+        )
+        specs = leaf_specs(w, spec, mesh)
+        shards = jax.tree.map(lambda s: jax.sharding.NamedSharding(mesh, s), specs)
+        placed = jax.device_put(w, shards)
+        text = run.lower(x, placed).compile().as_text()
+        assert "all-gather" not in text
+        assert ("all-reduce" in text) == (spec[0] is not None)
+        moved = np.abs(np.asarray(run(x, placed)).astype(np.float64) - product(case, x, q))
+        assert (moved <= bound(case, x, q, halves=False)).all()
 
 
 def test_the_layout_is_packed_in_runs_of_64_where_the_axis_allows():

@@ -6,15 +6,13 @@ import pytest
 from products import Case, operands, product, stored_for
 
 from jaxquant.ops.dot import _triton_gpu, _triton_gpu_weight as kernel
-from jaxquant.ops.dot._api import make_call
 
 
 def _problem(rows: int, k: int, n: int, name: str, dtype=jnp.bfloat16):
     case = Case(((rows, k), (k, n)), ((1,), (0,)))
     x, w = operands(case, None, name, dtype)
     stored = stored_for("triton_gpu", case, w)
-    gemm = _triton_gpu.as_gemm(make_call(x, stored, case.numbers))
-    problem = _triton_gpu.weight_problem(gemm, np.dtype(dtype), True)
+    problem = _triton_gpu.weight_problem(x, stored, dtype, True)
     return problem, (x, *_triton_gpu._parts(stored)), product(case, x, w)
 
 
