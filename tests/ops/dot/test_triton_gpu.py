@@ -144,8 +144,6 @@ def test_what_it_is_not_made_for_is_refused():
     narrow = quantize_array(normal(8, 70), SCHEMES["int4 channel"], contracted=(0,))
     reason = _refusal(normal(3, 8), narrow, _case(3, 8, 70))
     assert "an axis of 8 codes of INT4 fills no tiles" in reason
-        normal(3, 8), narrow, _case(3, 8, 70)
-    )
     for name, reason in (
         ("int5 channel", "no decoder for INT5"),
         ("uint4 real zero g64", "zero points lie between codes"),

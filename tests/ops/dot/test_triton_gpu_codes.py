@@ -2,11 +2,17 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quantized import SCHEMES
 
-from jaxquant.ops.dot import _triton_gpu_codes as kernel
+from jaxquant.aot import compile_for, parse_target
+from jaxquant.numerics import E4M3
+from jaxquant.ops import dot_general
+from jaxquant.ops.dot import _triton_gpu, _triton_gpu_codes as kernel
+from jaxquant.qarray import QArray, quantize_array, relayout, Scheme, Tile
 
 PROBLEM = kernel.CodesProblem(
     rows=5,
@@ -77,3 +83,39 @@ def test_a_step_lies_in_one_group_of_each_side():
     assert kernel.widest_step(4096, 128, 64) == 64
     assert kernel.widest_step(4096, 96, 4096) == 32
     assert kernel.widest_step(200, 200, 200) == 128
+
+
+H100, _ = parse_target("h100")
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("rows", [1, 32, 64])
+@pytest.mark.parametrize(
+    "scheme, weight, kind",
+    [
+        ("int8 channel", "int8 channel", "wgmma"),
+        # Triton has Hopper's own instruction for fp8 only with sums of fewer bits.
+        ("e4m3 channel", "e4m3 channel", "mma.sync"),
+        ("e4m3 1x128", "e4m3 block", "mma.sync"),
+    ],
+)
+def test_what_the_compiler_makes_of_it_for_an_h100(scheme: str, weight: str, kind: str, rows: int):
+    """No spills, tensor cores in the loop, loads of 16 bytes, two blocks at once."""
+    schemes = SCHEMES | {"e4m3 1x128": Scheme(values=E4M3, tile=Tile(contracted=128))}
+    numbers = (((1,), (0,)), ((), ()))
+
+    def quantized(name: str, axis: int, *shape: int) -> QArray:
+        return jax.eval_shape(
+            lambda x: quantize_array(x, schemes[name], contracted=(axis,)),
+            jax.ShapeDtypeStruct(shape, jnp.bfloat16),
+        )
+
+    x, w = quantized(scheme, 1, rows, 4096), quantized(weight, 0, 4096, 14336)
+    w = jax.eval_shape(lambda w: relayout(w, _triton_gpu.layout_for(w, (0,), ())), w)
+    compiled = compile_for(lambda x, w: dot_general(x, w, numbers), (x, w), H100)
+    [found] = [k for k in compiled.kernels if "_by_" in k.name]
+    assert (found.spill_bytes, found.stack_bytes, found.warnings) == (0, 0, ())
+    assert found.matrix_in_loops and all(name.startswith(kind) for name in found.matrix_in_loops)
+    assert found.loads_in_loops[16] > 0 and not {8} & set(found.loads_in_loops)
+    assert H100.multiprocessor is not None
+    assert found.blocks(H100.multiprocessor) >= 2

@@ -1,11 +1,16 @@
 """Every element is written, whatever does not divide; and what a tile's scale is constant over."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from products import Case, operands, product, stored_for
+from quantized import normal, SCHEMES
 
+from jaxquant.aot import compile_for, parse_target
+from jaxquant.ops import dot_general
 from jaxquant.ops.dot import _triton_gpu, _triton_gpu_weight as kernel
+from jaxquant.qarray import quantize_array, relayout
 
 
 def _problem(rows: int, k: int, n: int, name: str, dtype=jnp.bfloat16):
@@ -76,3 +81,29 @@ def test_terms_of_float32_lose_nothing_that_float32_has(name: str):
     wanted = np.asarray(x)[:, 7:8].astype(np.float64) * whole.astype(np.float64)
     assert expected.shape == got.shape
     assert (np.abs(got - wanted) <= 2.0**-21 * np.abs(wanted)).all()
+
+
+H100, _ = parse_target("h100")
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("rows", [1, 16, 32, 64])
+@pytest.mark.parametrize(
+    "name", ["int4 lowest g128 float16", "int4 zero g64", "int8 channel", "nf4", "mxfp4"]
+)
+def test_what_the_compiler_makes_of_it_for_an_h100(name: str, rows: int):
+    """No spills, tensor cores in the loop, loads of 16 bytes, two blocks at once."""
+    x = jax.ShapeDtypeStruct((rows, 4096), jnp.bfloat16)
+    plain = quantize_array(normal(256, 8), SCHEMES[name], contracted=(0,))
+    layout = _triton_gpu.layout_for(plain, (0,), ())
+    make = lambda w: relayout(quantize_array(w, SCHEMES[name], contracted=(0,)), layout)  # noqa: E731
+    w = jax.eval_shape(make, jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16))
+    numbers = (((1,), (0,)), ((), ()))
+    compiled = compile_for(lambda x, w: dot_general(x, w, numbers), (x, w), H100)
+    [found] = [k for k in compiled.kernels if k.name.startswith("weight_only")]
+    assert (found.spill_bytes, found.stack_bytes, found.warnings) == (0, 0, ())
+    assert found.matrix_in_loops and all("wgmma" in kind for kind in found.matrix_in_loops)
+    # Scales, of 1 to 4 bytes, are read by the thread that needs them.
+    assert found.loads_in_loops[16] > 0 and not {8} & set(found.loads_in_loops)
+    assert H100.multiprocessor is not None
+    assert found.blocks(H100.multiprocessor) >= 2
