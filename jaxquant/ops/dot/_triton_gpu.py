@@ -214,6 +214,7 @@ def weight_problem(x: Any, w: QArray, out_dtype: Any, interpret: bool) -> Proble
         unit=least_unit(size, group, packed, k, run, runs(format)),
         splits=tables.splits(blocks, steps, ahead),
         ahead=ahead,
+        scales_ahead=rows <= tables.MOST_ROWS_SCALES_AHEAD[runs(format)],
         warps=warps,
         stages=stages,
     )

@@ -23,6 +23,8 @@ WEIGHT_ONLY = {
 WEIGHT_ONLY_APART = {16: (64, 4, 2, 3), 32: (128, 8, 1, 3), 64: (128, 8, 1, 2)}
 # Looking a code up takes more registers.
 WEIGHT_ONLY_LOOKUP = {16: (128, 8, 2, 3), 32: (128, 8, 1, 3), 64: (128, 8, 1, 3)}
+# Of larger tiles the registers do not hold scales too; by runs of codes that share a byte.
+MOST_ROWS_SCALES_AHEAD = {1: 32, 2: 32, 4: 16}
 # Float32 activations are three bfloat16 numbers each, and have three times the products, or six.
 WEIGHT_ONLY_FLOAT32 = {
     8: {16: (64, 4, 2, 2), 32: (64, 4, 1, 2)},

@@ -40,7 +40,7 @@ class Tiling:
     A block makes `rows x outputs`; a step of it takes `size` bytes of each output, which hold codes
     of as many runs as share a byte, `run` codes long in each of the `packed` codes of a block of
     `numerics.pack`. `unit`: within so many neighbours of a tile the scale is the same.
-    `ahead` steps are on their way from memory at once.
+    `ahead` steps are on their way from memory at once, with `scales_ahead` those of groups too.
     """
 
     rows: int
@@ -51,6 +51,7 @@ class Tiling:
     unit: int
     splits: int
     ahead: int
+    scales_ahead: bool
     warps: int
     stages: int
 
@@ -135,7 +136,7 @@ def _kernel(p: Problem, has_zero: bool, x_ref: Any, w_ref: Any, s_ref: Any, *ref
     held = [tile.load(first + ahead) for ahead in range(cut.ahead)]
     sums, *_ = lax.fori_loop(0, p.steps_of_split // cut.ahead, body, (start, *held))
     if not p.grouped:
-        sums = sums * tile.scale_of(0)
+        sums = sums * tile.scale_of(tile.load_scale(0))
     rows, outputs = tile.row + jnp.arange(cut.rows), tile.output + jnp.arange(cut.outputs)
     gpu_store(
         o_ref.at[program_id(1), ds(tile.row, cut.rows), ds(tile.output, cut.outputs)],
@@ -164,8 +165,8 @@ class _Tile:
             return 0, step * self.cut.size
         return step // a_block, step % a_block * self.cut.size
 
-    def load(self, step: Any) -> tuple[Array, ...]:
-        """The bytes of a step; past the end those of the last one."""
+    def load(self, step: Any) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """The bytes of a step, and its scales; past the end those of the last one."""
         p, cut = self.p, self.cut
         block, start = self.at(jnp.minimum(step, p.steps - 1))
         columns = block * (cut.packed * p.format.bits // 8) + start
@@ -179,7 +180,19 @@ class _Tile:
                 there = there + tile % tiles * cut.size
             high = self._load_codes(there, cut.run)
             bytes_.append(high >> jnp.asarray(tile // tiles).astype(jnp.uint8))
-        return tuple(bytes_)
+        return tuple(bytes_), self.scales(block, start) if cut.scales_ahead else ()
+
+    def scales(self, block: Any, start: Any) -> tuple[Array, ...]:
+        """What the sums of a step are multiplied by: one of each run's, or one of all of them."""
+        return tuple(self.load_scale(k // self.p.group) for k in self._scaled_at(block, start))
+
+    def _scaled_at(self, block: Any, start: Any) -> list[Any]:
+        p, cut = self.p, self.cut
+        if not (p.grouped and cut.unit == cut.size):
+            return []
+        if p.group % cut.packed == 0:
+            return [block * cut.packed]
+        return [block * cut.packed + run * cut.run + start for run in range(runs(p.format))]
 
     def _load_codes(self, column: Any, left: Any) -> Array:
         cut = self.cut
@@ -195,10 +208,11 @@ class _Tile:
             return gpu_load(ref)
         return gpu_load(ref, mask=mask, other=jnp.zeros((), self.w.dtype))
 
-    def add(self, sums: Array, step: Any, held: tuple[Array, ...]) -> Array:
+    def add(self, sums: Array, step: Any, held: Any) -> Array:
         """`sums` and the products of a step."""
         p, cut = self.p, self.cut
         block, start = self.at(step)
+        held, scales = held
         low = held[0]
         if low.dtype != jnp.uint8:
             low = lax.bitcast_convert_type(low, jnp.uint8)
@@ -234,9 +248,9 @@ class _Tile:
                 total = _add_products(total, values, rows)
             else:
                 part = _add_products(None, values, rows)
-                sums = sums + part * self.scale_of(k // p.group)
+                sums = sums + part * self.scale_of(self._scale(scales, run, k))
         if after and alike:
-            sums = sums + total * self.scale_of(block * cut.packed // p.group)
+            sums = sums + total * self.scale_of(self._scale(scales, 0, block * cut.packed))
         return sums
 
     def _activations(self, k: Any, step: Any, left: Any) -> list[Array]:
@@ -303,10 +317,14 @@ class _Tile:
         v = v.reshape(outputs // (16 * warps), warps, 2, 8, -1).transpose(0, 2, 1, 3, 4)
         return v.reshape(outputs, -1)
 
-    def scale_of(self, group: Any) -> Array:
+    def _scale(self, ahead: tuple[Array, ...], which: int, k: Any) -> Array:
+        return ahead[which] if ahead else self.load_scale(k // self.p.group)
+
+    def load_scale(self, group: Any) -> Array:
+        return gpu_load(self.s.at[self.outputs, jnp.minimum(group, self.s.shape[1] - 1)])
+
+    def scale_of(self, scale: Array) -> Array:
         """`[outputs, 1]` in float32, in the order of the sums."""
-        group = jnp.minimum(group, self.s.shape[1] - 1)
-        scale = gpu_load(self.s.at[self.outputs, group])
         return self._outputs(_real(scale, jnp.float32)[:, None])
 
     def _wide(self, ref: Any, k: Any) -> Array:
