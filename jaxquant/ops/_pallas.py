@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import (
     BlockSpec as BlockSpec,
+    CostEstimate as _CostEstimate,
     ds as ds,
     num_programs as num_programs,
     pallas_call as _pallas_call,
@@ -42,6 +43,8 @@ def tpu_call(
     out_shape: Any,
     scratch: Sequence[Any],
     chosen: Any = None,
+    operations: int,
+    bytes_moved: int,
     vmem_bytes: int | None,
     interpret: bool,
 ) -> Callable[..., Any]:
@@ -50,10 +53,16 @@ def tpu_call(
     `semantics` says of each axis of the grid whether its steps are "parallel" or depend on each
     other ("arbitrary"). `vmem_bytes` is what the compiler may use of a core's vector memory.
     `chosen` are integers that the index functions of the specs are given last; kernels do not see
-    them.
+    them. `operations` and `bytes_moved` are what XLA plans the kernel with.
     """
     params = _TPUCompilerParams(dimension_semantics=tuple(semantics), vmem_limit_bytes=vmem_bytes)
-    where: dict[str, Any] = {"compiler_params": params, "interpret": interpret, "name": name}
+    cost = _CostEstimate(flops=operations, bytes_accessed=bytes_moved, transcendentals=0)
+    where: dict[str, Any] = {
+        "compiler_params": params,
+        "cost_estimate": cost,
+        "interpret": interpret,
+        "name": name,
+    }
     if chosen is None:
         return _pallas_call(
             kernel,

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 
 from ...numerics import E4M3, E5M2, Format, INT8
 from ...qarray import CANONICAL, Layout, QArray
-from ...qarray._layout import inverse, order_of
-from ...qarray._qarray import scale_values, stored_codes
-from .._factors import kept_scale, refuses_sum, scales
+from ...qarray._layout import order_of
+from ...qarray._qarray import scale_values
+from .._factors import kept_scale, refuses_sum
 from . import _triton_gpu_tables as tables
 from ._call import DotCall
 from ._gemm import as_gemm, outputs_first, refuses_shape, weight_side
@@ -119,8 +119,6 @@ def _refuses_layout(w: QArray, by_output: bool) -> str | None:
 def run(call: DotCall) -> Float[Array, "..."]:
     """The product, by the variant for the operands' formats."""
     turned = call if weight_side(call) == 1 else call.flipped
-    if isinstance(turned.lhs, QArray):
-        return _codes(turned)
     gemm, cut = as_gemm(call), cut_of(call)
     assert not isinstance(cut, str)
     multiply = partial(_multiply, interpret=call.interpret)
@@ -133,56 +131,38 @@ def run(call: DotCall) -> Float[Array, "..."]:
 
 
 def _multiply(
-    x: Float[Array, "rows k"], w: QArray, out_dtype: Any, *, interpret: bool
+    x: Float[Array, "rows k"] | QArray, w: QArray, out_dtype: Any, *, interpret: bool
 ) -> Float[Array, "rows n"]:
+    if isinstance(x, QArray):
+        problem = codes_problem(x, w, out_dtype, interpret)
+        return codes_by_codes(problem, x.codes, x.scale, w.codes, scale_values(w))
     return weight_only(weight_problem(x, w, out_dtype, interpret), x, *_parts(w))
 
 
-def _codes(call: DotCall) -> Array:
-    """Codes by codes, the weight on the right."""
-    x, w = call.lhs, call.rhs
-    (left,), (right,) = call.contracted
-    order = (*call.free(0), left)
-    k, rows = x.shape[left], call.rows(0)
-    values = stored_codes(x).transpose(inverse(x.layout.permutation(x.ndim)))
-    token = scales(x, (left,)).transpose(order)
-    problem = codes_problem(call)
-    y = codes_by_codes(
-        problem,
-        values.transpose(order).reshape(rows, k),
-        token.reshape(rows, token.shape[-1]),
-        w.codes,
-        scale_values(w),
-    )
-    return y.reshape(*(x.shape[a] for a in call.free(0)), w.shape[1 - right])
-
-
-def codes_problem(call: DotCall) -> CodesProblem:
-    """What the kernel for codes by codes is compiled for."""
-    x, w = call.lhs, call.rhs
-    (left,), (right,) = call.contracted
-    k, rows, n = x.shape[left], call.rows(0), w.shape[1 - right]
+def codes_problem(x: QArray, w: QArray, out_dtype: Any, interpret: bool) -> CodesProblem:
+    """What the kernel for codes by codes is compiled for: `x [rows, k]`, `w` stored as `[n, k]`."""
+    (rows, k), n = x.shape, w.stored_shape[0]
     integer = w.scheme.values.integer
     table = tables.INT8 if integer else tables.FP8
     row_tile = tables.tile_of_rows(rows, table)
     outputs, warps, stages = table[row_tile]
-    step = widest_step(k, x.tile[left], w.tile[right])
+    step = widest_step(k, x.tile[1], w.stored_tile[1])
     blocks = -(-n // outputs) * -(-rows // row_tile)
     return CodesProblem(
         rows=rows,
         n=n,
         k=k,
-        tile=(w.tile[1 - right], w.tile[right]),
-        group=x.tile[left],
+        tile=(w.stored_tile[0], w.stored_tile[1]),
+        group=x.tile[1],
         integer=integer,
-        out_dtype=call.out_dtype,
+        out_dtype=np.dtype(out_dtype),
         step=step,
         row_tile=row_tile,
         outputs=outputs,
         splits=tables.even_splits(blocks, -(-k // step), stages),
         warps=warps,
         stages=stages,
-        interpret=call.interpret,
+        interpret=interpret,
     )
 
 
