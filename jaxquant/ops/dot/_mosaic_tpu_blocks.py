@@ -55,7 +55,8 @@ def _length(weight: Weight, unit: int, bits: int) -> int | None:
     """The longest good divisor of `k` that holds whole groups and units."""
     if weight.k <= _LONGEST:
         return weight.k
-    step = unit if weight.group == weight.k else math.lcm(unit, weight.group)
+    # Scales come in blocks of 8 groups, as many rows as a register has.
+    step = unit if weight.group == weight.k else math.lcm(unit, 8 * weight.group)
     columns = min(max(_NARROWEST, weight.decoder.least_columns), weight.n)
     whole = weight.k * columns * bits / 8 <= _WHOLE_BYTES
     if weight.k % step:
