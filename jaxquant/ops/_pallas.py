@@ -220,5 +220,5 @@ def _blocks(block: Any, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     new = np.ones(steps.shape[1], bool)
     new[1:] = (indices[:, 1:] != indices[:, :-1]).any(axis=0)
     integer = jnp.issubdtype(array.dtype, jnp.integer)
-    bits = jnp.iinfo(array.dtype).bits if integer else 8 * array.dtype.itemsize
-    return sizes * bits // 8, new
+    limits = jnp.iinfo(array.dtype) if integer else jnp.finfo(array.dtype)
+    return sizes * limits.bits // 8, new
