@@ -11,12 +11,12 @@ from ..ops.dot._cases import Case, DECODE, HELD, SQUARE, WIDE
 from ._bench_matrix import wanted_targets
 from ._compiled_dot import (
     compile_dot,
-    part_seconds,
     compiled,
     dequantized_dot,
     needed_bytes,
     operands,
     Outcome,
+    part_seconds,
     run_jobs,
     Status,
 )

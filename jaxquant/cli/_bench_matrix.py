@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ..aot import Target, TARGETS
 from ..ops.dot import KERNELS
 from ..ops.dot._cases import Case, CASES, HELD, SQUARE
-from ._compiled_dot import compile_dot, part_seconds, needed_bytes, Outcome, run_jobs, Status
+from ._compiled_dot import compile_dot, needed_bytes, Outcome, part_seconds, run_jobs, Status
 from ._console import bar, check_json, say, show, table, write_json
 
 _QUICK_ROWS = 16
