@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+
 from jaxquant.aot import Target, TARGETS
 from jaxquant.cli._compiled_dot import compiled, on_cpu, operands, part_seconds
 from jaxquant.ops._target import target_device
