@@ -10,3 +10,7 @@ from jaxquant.ops.dot import _mosaic_tpu_tables as tables
 @pytest.mark.parametrize("generation", [4, 5, 6, 7])
 def test_the_kernel_wins_up_to_some_number_of_rows_or_never(generation: int, values):
     assert 0 <= tables.most_rows(generation, values) <= 1024
+
+
+def test_where_the_kernel_never_wins_it_is_passed_by():
+    assert tables.most_rows(4, formats.INT8) == 0 < tables.most_rows(5, formats.INT8)
