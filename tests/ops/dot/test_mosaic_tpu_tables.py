@@ -13,4 +13,4 @@ def test_the_kernel_wins_up_to_some_number_of_rows_or_never(generation: int, val
 
 
 def test_where_the_kernel_never_wins_it_is_passed_by():
-    assert tables.most_rows(4, formats.INT8) == 0 < tables.most_rows(5, formats.INT8)
+    assert tables.most_rows(4, INT8) == 0 < tables.most_rows(5, INT8)
