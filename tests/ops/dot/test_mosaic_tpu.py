@@ -159,7 +159,10 @@ def test_in_a_loop_over_layers_each_is_read_where_it_lies():
 def test_a_loop_over_layers_moves_each_layer_once():
     plan, qvariables, x = _layers()
     program = aot.compile_for(
-        jq.wrap(Layers(), plan, backend="mosaic_tpu").apply, (qvariables, x), "v5e", schedule=False
+        jq.wrap(Layers(), plan, backend="mosaic_tpu").apply,
+        (qvariables, x),
+        aot.TARGETS["v5e"],
+        schedule=False,
     )
     codes = 4 * 1024 * 1024 // 2
     needed = codes + codes // 64 * 2 + 5 * 8 * 1024 * 2
