@@ -60,7 +60,8 @@ class Pair:
 
     Within `group` neighbours along `k` the scales of both sides are constant; `left_group` and
     `right_group` are the tiles of each. `left` is the dtype that codes of the left side are
-    multiplied in. `longest` is how many products may be summed at a time.
+    multiplied in. `longest` is how many products may be summed at a time. With `tiled`, scales of
+    the weight come one for 128 columns.
     """
 
     k: int
@@ -72,6 +73,7 @@ class Pair:
     left: np.dtype
     right: Feed
     longest: int
+    tiled: bool = False
     rounding: Rounding | None = None
 
     @property
@@ -97,7 +99,7 @@ def codes_product(
     x: Shaped[Array, "rows k"],
     x_scale: Float[Array, "rows tiles"] | None,
     codes: Shaped[Array, "k n"],
-    scale: Float[Array, "groups n"],
+    scale: Float[Array, "groups n"] | Float[Array, "steps groups tiles"],
     bias: Float[Array, " n"] | None,
     *,
     pair: Pair,
@@ -105,7 +107,10 @@ def codes_product(
     out_dtype: Any,
     interpret: bool = False,
 ) -> Float[Array, "rows n"]:
-    """`(x * x_scale) @ (codes * scale) + bias`; without `x_scale`, `x` is rounded here."""
+    """`(x * x_scale) @ (codes * scale) + bias`; without `x_scale`, `x` is rounded here.
+
+    `scale` is by step of columns, group and tile if `pair.tiled`.
+    """
     rows = x.shape[0]
     kernel = _Kernel(pair=pair, blocks=blocks, bias=bias is not None, plain=np.dtype(x.dtype))
     n_steps = -(-pair.n // blocks.n) // blocks.cores
@@ -124,7 +129,9 @@ def codes_product(
     operands += [codes, scale]
     specs += [
         pallas.BlockSpec((blocks.k, blocks.n), lambda c, m, n, k: (k, column(c, n))),
-        pallas.BlockSpec((scale.shape[0], blocks.n), lambda c, m, n, k: (0, column(c, n))),
+        pallas.BlockSpec((1, *scale.shape[1:]), lambda c, m, n, k: (column(c, n), 0, 0))
+        if pair.tiled
+        else pallas.BlockSpec((scale.shape[0], blocks.n), lambda c, m, n, k: (0, column(c, n))),
     ]
     if bias is not None:
         operands.append(bias.reshape(1, -1))
@@ -210,7 +217,7 @@ class _Kernel:
         sums = self._sums(left_ref, w_ref, 0, self.blocks.k)
 
         def finish(sums: Array) -> None:
-            y = sums.astype(jnp.float32) * x_scale_ref[...] * scale_ref[...]
+            y = sums.astype(jnp.float32) * x_scale_ref[...] * self._scales(scale_ref)
             self._finish(y, bias_ref, out_ref)
 
         if self.k_steps == 1:
@@ -238,15 +245,23 @@ class _Kernel:
     def _scaled_sums(
         self, left_ref: Any, x_scale_ref: Any, w_ref: Any, scale_ref: Any
     ) -> Float[Array, "rows n"]:
-        total = None
+        total, scales = None, self._scales(scale_ref)
         for start in range(0, self.pair.k, self.pair.group):
             size = min(self.pair.group, self.pair.k - start)
             sums = self._sums(left_ref, w_ref, start, size).astype(jnp.float32)
             i, j = start // self.pair.left_group, start // self.pair.right_group
-            scaled = sums * x_scale_ref[:, i : i + 1] * scale_ref[j : j + 1, :]
+            scaled = sums * x_scale_ref[:, i : i + 1] * scales[j : j + 1, :]
             total = scaled if total is None else total + scaled
         assert total is not None
         return total
+
+    def _scales(self, scale_ref: Any) -> Float[Array, "groups n"]:
+        if not self.pair.tiled:
+            return scale_ref[...]
+        tiles = scale_ref[0]
+        shape = (tiles.shape[0], _LANES)
+        wide = [jnp.broadcast_to(tiles[:, i : i + 1], shape) for i in range(tiles.shape[1])]
+        return jnp.concatenate(wide, axis=1)[:, : self.blocks.n]
 
     def _sums(self, left_ref: Any, w_ref: Any, start: int, size: int) -> Shaped[Array, "rows n"]:
         """Sums of products of codes from `start` on: int32 of integers, else float32."""
@@ -349,7 +364,7 @@ def _scale(peak: Float[Array, "rows 1"], factor: float) -> Float[Array, "rows 1"
     return jnp.where(jnp.isnan(peak), jnp.nan, scale)
 
 
-def nearest(x: Float[Array, "rows k"], format: Format) -> Float[Array, "rows k"]:
+def nearest(x: Float[Array, "*dims"], format: Format) -> Float[Array, "*dims"]:
     """What the code of `format` nearest to each value stands for, in float32; see `encode`.
 
     Of floats, by adding what pushes all that is to be rounded off out of the mantissa: casts to

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from ...numerics import AbsMax, Convention, E4M3, E5M2, FLOAT32, Format
 from ...qarray import QArray, Scheme
+from ...qarray._qarray import scale_values
 from ...qarray._scheme import tile_shape
 from .._activations import undifferentiated
 from .._factors import common_tile, kept_scale, refuses_codes, refuses_sum
@@ -39,8 +40,8 @@ def refuses(call: DotCall) -> str | None:
         reason = refuses_rounding(call)
         if reason is not None:
             return reason
-        call = call.rounded_shapes()
-    x, w = (call.lhs, call.rhs)[1 - side], (call.lhs, call.rhs)[side]
+    sides = call.rounded_shapes()
+    x, w = (sides.lhs, sides.rhs)[1 - side], (sides.lhs, sides.rhs)[side]
     axis = call.contracted[1 - side][0]
     reason = _refuses_sides(x, w)
     if reason is None and outputs_first(call):
@@ -111,15 +112,9 @@ def loses(call: DotCall) -> str | None:
     """Why XLA is as fast though the kernel would take the call, or `None`."""
     side = weight_side(call)
     assert side is not None
-    fused = call.activations is not None
-    shapes = call.rounded_shapes() if fused else call
-    w = (shapes.lhs, shapes.rhs)[side]
-    grouped = any(
-        q.tile[a[0]] != q.shape[a[0]]
-        for q, a in zip((shapes.lhs, shapes.rhs), call.contracted, strict=True)
-    )
+    w = (call.lhs, call.rhs)[side]
     generation, rows = tables.generation(call), call.rows(1 - side)
-    most = tables.most_rows_of_codes(generation, w.scheme.values, grouped=grouped, fused=fused)
+    most = tables.most_rows_of_codes(generation, w.scheme.values)
     if most is not None and rows > most:
         return (
             f"on TPU generation {generation} the product of codes by {w.scheme.values} is "
@@ -186,7 +181,7 @@ def _multiply(
         x,
         x_scale,
         w.codes,
-        scale_per_output(w, outputs_first=False),
+        scale_per_tile(w, blocks.n) if pair.tiled else scale_per_output(w, outputs_first=False),
         None,
         pair=pair,
         blocks=blocks,
@@ -199,6 +194,15 @@ def scale_per_row(x: QArray) -> Float[Array, "rows tiles"]:
     """The scales of activations of two axes in float32, one for each row and tile along `k`."""
     scale = kept_scale(x, [False, True])
     return jnp.broadcast_to(scale, (x.shape[0], scale.shape[1]))
+
+
+def scale_per_tile(w: QArray, columns: int) -> Float[Array, "steps groups tiles"]:
+    """The scales in float32, one for 128 columns, by steps of so many columns."""
+    scale = jnp.repeat(scale_values(w), w.stored_tile[1] // _LANES, axis=1)
+    tiles, steps = -(-columns // _LANES), -(-w.stored_shape[1] // columns)
+    scale = scale[:, : tiles * steps]
+    scale = jnp.pad(scale, ((0, 0), (0, tiles * steps - scale.shape[1])))
+    return scale.reshape(-1, steps, tiles).transpose(1, 0, 2)
 
 
 def _pair(
@@ -230,6 +234,7 @@ def _pair(
         left=np.dtype(dtype),
         right=feed,
         longest=_EXACT_PRODUCTS if left.integer and dtype == jnp.bfloat16 else k,
+        tiled=w.stored_tile[1] % _LANES == 0,
         rounding=rounding,
     )
 
@@ -251,7 +256,7 @@ def _factors(left: Format, right: Format, k: int, generation: int) -> tuple[Any,
 _WIDEST = 1024
 _CODE_BYTES = 2**21
 _LONGEST_WHOLE = 16384
-_MOST_ROWS = 512
+_ROWS = (512, 256, 128, 64, 32)
 
 
 def code_blocks(rows: int, pair: Pair, generation: int, cores: int = 1) -> CodeBlocks | str:
@@ -266,8 +271,8 @@ def code_blocks(rows: int, pair: Pair, generation: int, cores: int = 1) -> CodeB
     n = 2 ** math.floor(math.log2(_CODE_BYTES / k))
     n = max(_LANES, min(n, _WIDEST))
     n = min(n, pair.n) if pair.n < n else n
-    for size in (_MOST_ROWS, 256, _LANES, 64, 32):
-        if size > _LANES and rows <= size // 2:
+    for size in _ROWS:
+        if size > tables.MOST_ROWS_AT_ONCE[generation]:
             continue
         blocks = CodeBlocks(rows=min(rows, size), k=k, n=n, vmem=limit)
         if _bytes(blocks, pair) <= most:
