@@ -119,6 +119,17 @@ def _parser() -> argparse.ArgumentParser:
         default=SIZE,
         help=f"rows and columns of the weight of bench quantize (default {SIZE}: 1.07 GB)",
     )
+    bench.add_argument(
+        "--target",
+        metavar="CHIP",
+        action="append",
+        help="v4, v5e, v5p, v6e, 7x, h100 or all, of bench kernels (default v5e and v6e) and bench "
+        "compile-matrix (default all); may be given again",
+    )
+    bench.add_argument(
+        "--jobs", type=_positive, default=2, help="processes that compile (default 2)"
+    )
+    bench.add_argument("--quick", action="store_true", help="compile fewer cases")
     _add_json(bench)
 
     demo = command("demo", "Quantize SmolLM2 with five recipes and compare.", run_demo)

@@ -1,10 +1,13 @@
 """The only file that imports Pallas, whose names move between releases of JAX."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.pallas import (
     BlockSpec as BlockSpec,
     CostEstimate as _CostEstimate,
@@ -27,6 +30,7 @@ from jax.experimental.pallas.triton import (
     load as _gpu_load,
     store as _gpu_store,
 )
+from jax.extend.core import jaxpr_as_fun
 
 # Of tiles in a kernel for GPUs: a product of two, and what a mask lets through to and from memory.
 gpu_dot, gpu_load, gpu_store = _gpu_dot, _gpu_load, _gpu_store
@@ -141,3 +145,80 @@ def gpu_asm(
         result_shape_dtypes=[shape],
     )
     return result
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """What a kernel's grid moves between the main memory and its blocks.
+
+    `bytes` are those of all steps; `first` are those that the first step waits for.
+    """
+
+    name: str
+    bytes: int
+    first: int
+
+
+def traffic(jaxpr: Any, cores: int = 1) -> tuple[Traffic, ...]:
+    """What the kernels of a jaxpr move. A block that comes in neighbouring steps is moved once.
+
+    Steps along the first axis are dealt out to `cores` in runs, where they divide it. Only of grids
+    whose sizes and blocks the jaxpr tells, as those of `tpu_call`, and none is read from memory.
+
+    **Raises:** `ValueError` for a block that lies outside of its array, which a chip would read and
+    write all the same, and which no interpreter notices.
+    """
+    found = []
+    for eqn in _kernels(jaxpr):
+        grids = eqn.params["grid_mapping"]
+        if grids.num_index_operands:
+            continue
+        steps = np.indices(grids.grid).reshape(len(grids.grid), -1)
+        count = steps.shape[1]
+        cut = cores if grids.grid and grids.grid[0] % cores == 0 else 1
+        starts = np.arange(count) % (count // cut) == 0
+        moved, first = 0, 0
+        for position, block in enumerate(grids.block_mappings):
+            sizes, new = _blocks(block, steps)
+            moved += int(sizes[new | starts].sum())
+            if position < grids.num_inputs:
+                first += int(sizes[starts].sum())
+        found.append(Traffic(name=eqn.params["name"], bytes=moved, first=first))
+    return tuple(found)
+
+
+def _kernels(jaxpr: Any) -> Iterator[Any]:
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "pallas_call":
+            yield eqn
+            continue
+        for value in itertools.chain.from_iterable(
+            v if isinstance(v, tuple | list) else (v,) for v in eqn.params.values()
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _kernels(inner)
+
+
+def _blocks(block: Any, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes of the block of each step, cut where the array ends; and whether it is a new one."""
+    index = jaxpr_as_fun(block.index_map_jaxpr)
+    # What is jitted inside was traced for devices that may not be here.
+    with jax.ensure_compile_time_eval(), jax.disable_jit():
+        found = jax.vmap(lambda *at: tuple(index(*at)))(*(np.int32(axis) for axis in steps))
+    indices, array = np.stack([np.asarray(each) for each in found]), block.array_aval
+    sizes = np.ones(steps.shape[1], np.int64)
+    for at, part, whole in zip(indices, block.block_shape, array.shape, strict=True):
+        # A block that takes one of an axis away has no size there.
+        size = getattr(part, "block_size", part) or 1
+        if at.min() < 0 or at.max() * size >= whole:
+            raise ValueError(
+                f"A kernel reads blocks {at.min()} to {at.max()} of {size} along an axis of "
+                f"{whole}, which ends before: memory of others. Correct its index map."
+            )
+        sizes = sizes * np.minimum(size, whole - at * size)
+    new = np.ones(steps.shape[1], bool)
+    new[1:] = (indices[:, 1:] != indices[:, :-1]).any(axis=0)
+    integer = jnp.issubdtype(array.dtype, jnp.integer)
+    limits = jnp.iinfo(array.dtype) if integer else jnp.finfo(array.dtype)
+    return sizes * limits.bits // 8, new

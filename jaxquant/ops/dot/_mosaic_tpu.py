@@ -216,7 +216,7 @@ def _multiply(
     held = w if layer is None else layer.stack
     return weight_product(
         x,
-        _plain_codes(held),
+        held.codes,
         _plain_scale(held),
         _plain_zero_point(held),
         None,
@@ -226,13 +226,6 @@ def _multiply(
         layer=None if layer is None else layer.index,
         interpret=interpret,
     )
-
-
-def _plain_codes(w: QArray) -> Array:
-    """The codes in a dtype that Mosaic reads."""
-    if w.codes.dtype == E2M1.storage:
-        return lax.bitcast_convert_type(w.codes, jnp.uint4)
-    return w.codes
 
 
 def _plain_scale(w: QArray) -> Array:

@@ -17,6 +17,12 @@ _MOST_ROWS = 128
 # Where no part of a weight along `k` is of a good size, it is taken whole, if a block of the
 # narrowest columns has no more bytes than this.
 _WHOLE_BYTES = 2**22
+# Where there is more to a column than reading it, twice as wide a block is scheduled 5% shorter
+# (experiments/kernel_blocks/run.py); its first is waited for twice as long, which wants many.
+_FEW_ROWS = 32
+_MANY_COLUMNS = 8192
+# Wider than this, the sums of a step no longer fit in registers.
+_COLUMNS = 512
 
 
 def blocks_for(rows: int, weight: Weight, bits: int, cores: int = 1) -> Blocks | str:
@@ -31,12 +37,14 @@ def blocks_for(rows: int, weight: Weight, bits: int, cores: int = 1) -> Blocks |
     if k is None:
         return f"no blocks along {weight.k} hold whole groups of {weight.group}"
     n = _width(weight, k, bits)
+    if rows > _FEW_ROWS and weight.n >= _MANY_COLUMNS and n < _WIDEST:
+        n = _WIDEST
     return Blocks(
         rows=min(rows, _MOST_ROWS),
         k=k,
         n=n,
         unit=unit,
-        columns=n,
+        columns=_columns(weight, n),
         cores=cores if -(-weight.n // n) % cores == 0 else 1,
     )
 
@@ -55,7 +63,8 @@ def _length(weight: Weight, unit: int, bits: int) -> int | None:
     """The longest good divisor of `k` that holds whole groups and units."""
     if weight.k <= _LONGEST:
         return weight.k
-    step = unit if weight.group == weight.k else math.lcm(unit, weight.group)
+    # Scales come in blocks of 8 groups, as many rows as a register has.
+    step = unit if weight.group == weight.k else math.lcm(unit, 8 * weight.group)
     columns = min(max(_NARROWEST, weight.decoder.least_columns), weight.n)
     whole = weight.k * columns * bits / 8 <= _WHOLE_BYTES
     if weight.k % step:
@@ -69,3 +78,9 @@ def _width(weight: Weight, k: int, bits: int) -> int:
     n = 2 ** round(math.log2(_CODE_BYTES * 8 / (k * bits)))
     n = max(min(n, _WIDEST), _NARROWEST, weight.decoder.least_columns)
     return weight.n if weight.n <= n else n
+
+
+def _columns(weight: Weight, n: int) -> int:
+    """How many columns of a block to multiply at a time."""
+    whole = n % _COLUMNS == 0 and _COLUMNS % weight.decoder.least_columns == 0
+    return _COLUMNS if whole else n

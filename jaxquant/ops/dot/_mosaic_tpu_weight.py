@@ -94,18 +94,29 @@ def weight_product(
     def column(core: Any, n: Any) -> Any:
         return core * n_steps + n
 
-    def of_weight(*block: int) -> Any:
-        if layer is None:
-            return pallas.BlockSpec(block, lambda c, m, n, k: (k, column(c, n)))
-        return pallas.BlockSpec((None, *block), lambda c, m, n, k, at: (at[0], k, column(c, n)))
+    def x_step(n: Any, k: Any) -> Any:
+        # What the first tile of columns has read is kept.
+        return k if kernel.k_steps == 1 else jnp.where(n == 0, k, kernel.k_steps - 1)
 
-    by_group = of_weight(groups, blocks.n)
+    def group_step(k: Any) -> Any:
+        # A scale for all of `k` is in every step the same.
+        return k if weight.group < weight.k else 0
+
+    def of_weight(step: Any, *block: int) -> Any:
+        if layer is None:
+            return pallas.BlockSpec(block, lambda c, m, n, k: (step(k), column(c, n)))
+        return pallas.BlockSpec(
+            (None, *block), lambda c, m, n, k, at: (at[0], step(k), column(c, n))
+        )
+
+    by_group = of_weight(group_step, groups, blocks.n)
     operands: list[Any] = [terms, codes, scale]
     specs = [
         pallas.BlockSpec(
-            (terms.shape[0], blocks.rows, blocks.k), lambda c, m, n, k, *at: (0, m, k)
+            (terms.shape[0], blocks.rows, blocks.k),
+            lambda c, m, n, k, *at: (0, m, x_step(n, k)),
         ),
-        of_weight(blocks.k, weight.decoder.columns(blocks.n)),
+        of_weight(lambda k: k, blocks.k, weight.decoder.columns(blocks.n)),
         by_group,
     ]
     if zero_point is not None:
@@ -189,8 +200,12 @@ class _Kernel:
 
     @property
     def in_place(self) -> bool:
-        """Whether units of activations are read where they are: whole registers, in order."""
-        return self.weight.decoder.pieces == 1 and self.blocks.unit % 128 == 0
+        """Whether units of activations are read where they are: whole registers, in order.
+
+        Where there are several steps along `k` they would come again for every tile of columns.
+        """
+        ordered = self.weight.decoder.pieces == 1 and self.blocks.unit % 128 == 0
+        return ordered and self.k_steps == 1
 
     @property
     def groups(self) -> int:
