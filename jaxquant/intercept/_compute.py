@@ -56,7 +56,9 @@ def _dot(eqn: Any, operands: list[Any], plans: Plans, backend: str | None) -> An
         _rounded(x, plans.get(1 - side), contracted[side], batch[side])
         for side, x in enumerate(operands)
     )
-    return dot_of_codes(lhs, rhs, eqn, backend)
+    # Of two weights the right one is the one that kernels read as such.
+    met = plans.get(1) or plans.get(0)
+    return dot_of_codes(lhs, rhs, eqn, backend, met)
 
 
 def _with_outliers(eqn: Any, operands: list[Any], side: int, met: Met, backend: str | None) -> Any:

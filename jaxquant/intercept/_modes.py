@@ -7,11 +7,13 @@ import jax
 from jax.extend import source_info_util
 
 from ..qarray import QArray
+from ._choices import Choices
 from ._compute import compute
 from ._conditioned import Met
 from ._evaluate import Use
 from ._inputs import measure, observed
 from ._joined import plain, Sliced
+from ._placed import weight_sharding
 from ._plan import Plan, PlanError, SitePlan
 from ._products import bind_plain, infer_product, PRODUCT, Product
 from ._states import check_readable, state_at
@@ -75,8 +77,16 @@ class Infer:
     collects = False
     flattens = False
 
-    def __init__(self, plan: Plan, *, backend: str | None = None, rounding: bool = True):
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        backend: str | None = None,
+        rounding: bool = True,
+        choices: Choices | None = None,
+    ):
         self.plan = plan
+        self.choices = choices
         self.backend = backend
         self.rounding = rounding
         self.products = rounding and any(site.op == PRODUCT for site in plan.sites)
@@ -137,7 +147,11 @@ class Infer:
             )
         stored = [use.weight.axes[axis] for axis in contracted]
         return Met(
-            plan=plan, state=state, order=tuple(sorted(range(len(stored)), key=stored.__getitem__))
+            plan=plan,
+            state=state,
+            order=tuple(sorted(range(len(stored)), key=stored.__getitem__)),
+            sharding=weight_sharding(use.weight, self.plan),
+            choices=self.choices,
         )
 
     def product(self, site: str, path: str, operands: Sequence[Any], eqn: Any) -> Any:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from ..ops import dot_general
+from ._conditioned import Met
 from ._explicit import typed
 from ._joined import plain, rounded
 from ._plan import Plan, PlanError, SitePlan
@@ -92,19 +93,23 @@ def infer_product(
     return dot_of_codes(left, right, eqn, backend)
 
 
-def dot_of_codes(left: Any, right: Any, eqn: Any, backend: str | None) -> Any:
-    """`ops.dot_general` in place of an equation: its axes, precision, dtype and sharding."""
+def dot_of_codes(
+    left: Any, right: Any, eqn: Any, backend: str | None, met: Met | None = None
+) -> Any:
+    """`ops.dot_general` in place of an equation: its axes, precision, dtype and sharding.
+
+    `met` is the site, where it is one of a weight.
+    """
     out = eqn.outvars[0].aval
+    settings: dict[str, Any] = {"precision": eqn.params["precision"], "out_dtype": out.dtype}
+    if met is not None:
+        settings["sharding"] = met.sharding
 
     def product(left: Any, right: Any) -> Any:
-        return dot_general(
-            left,
-            right,
-            eqn.params["dimension_numbers"],
-            precision=eqn.params["precision"],
-            out_dtype=out.dtype,
-            backend=backend,
-        )
+        numbers = eqn.params["dimension_numbers"]
+        if met is not None and met.choices is not None:
+            met.choices.note(met.plan.site, left, right, numbers, backend, **settings)
+        return dot_general(left, right, numbers, backend=backend, **settings)
 
     y = typed(product, out.sharding, left, right)
     if eqn.params.get("out_sharding") is not None:

@@ -6,4 +6,6 @@ from ._api import (
     dot as dot,
     dot_general as dot_general,
     layout_for as layout_for,
+    make_call as make_call,
+    preferred_backend as preferred_backend,
 )

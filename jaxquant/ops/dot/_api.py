@@ -114,6 +114,11 @@ def choose_backend(call: DotCall, named: str | None = None) -> tuple[str, dict[s
     return first_willing("dot", BACKENDS, refuses, named)
 
 
+def preferred_backend() -> str:
+    """The backend whose layouts suit the device in force (`target_device`)."""
+    return {"cpu": "xla_cpu", "tpu": "mosaic_tpu"}.get(target_device().platform, "xla")
+
+
 def layout_for(
     backend: str, w: QArray, contracted: tuple[int, ...], stack: tuple[int, ...]
 ) -> Layout:
