@@ -68,8 +68,10 @@ def tensor_parallel(config: LlamaConfig, devices: int, *, batch: int, length: in
     rules = {
         "*/attention/q/kernel": PartitionSpec(None, heads),
         "*/attention/q/bias": PartitionSpec(heads),
-        "*/attention/[kv]/kernel": PartitionSpec(None, kv_heads),
-        "*/attention/[kv]/bias": PartitionSpec(kv_heads),
+        "*/attention/k/kernel": PartitionSpec(None, kv_heads),
+        "*/attention/k/bias": PartitionSpec(kv_heads),
+        "*/attention/v/kernel": PartitionSpec(None, kv_heads),
+        "*/attention/v/bias": PartitionSpec(kv_heads),
         "*/attention/o/kernel": PartitionSpec(heads, None),
         "*/mlp/gate/kernel": PartitionSpec(None, hidden),
         "*/mlp/up/kernel": PartitionSpec(None, hidden),

@@ -2,15 +2,32 @@
 
 import argparse
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
 
 from .. import recipes
-from ..aot import compile_step, CompiledStep, DecoderStep, LaidOut, lay_out, parse_target
+from ..aot import (
+    compile_step,
+    Compiled,
+    CompiledStep,
+    DecoderStep,
+    LaidOut,
+    lay_out,
+    parse_target,
+    ScheduledTime,
+)
 from ..models import read_outline
-from ._compile_json import beside, collectives, compile_json, fits_side_by_side, total_bytes
+from ._compile_json import (
+    beside,
+    collectives,
+    compile_json,
+    fits_side_by_side,
+    overlapped,
+    total_bytes,
+)
 from ._console import bar, check_json, say, show, table, write_json
 from ._inspect import size_text
 
@@ -94,9 +111,9 @@ def _cut_table(laid: LaidOut) -> Any:
 
 
 def spec_text(spec: PartitionSpec) -> str:
-    """A spec as short text: `[rest, -, kv, -]`."""
+    """A spec as short text: `(rest, -, kv, -)`."""
     names = ["+".join(e) if isinstance(e, tuple) else e or "-" for e in spec]
-    return f"[{', '.join(names)}]"
+    return f"({', '.join(names)})"
 
 
 def uneven_scales(laid: LaidOut) -> list[str]:
@@ -128,7 +145,7 @@ def _time_table(laid: LaidOut, steps: Steps) -> Any:
     made = table("bounds of a step", *(_title(n, each.step) for n, each in steps.items()))
     bandwidth = f"{laid.target.hbm_bytes_per_second / 1e9:,.0f} GB/s"
 
-    def row(label: str, function: Any) -> None:
+    def row(label: str, function: Callable[[CompiledStep], str]) -> None:
         made.add_row(label, *(function(each) for each in steps.values()))
 
     row("bytes that it has to move", lambda s: size_text(s.roofline.bytes))
@@ -139,29 +156,32 @@ def _time_table(laid: LaidOut, steps: Steps) -> Any:
     row("bytes that the program moves", lambda s: _of(s, lambda c: size_text(c.hlo.bytes_moved)))
     row(f"  at {bandwidth}", lambda s: _of(s, lambda c: _time(c.memory_bound_seconds)))
     if any(each.compiled and each.compiled.schedule for each in steps.values()):
-        row("bundles of the schedule, at the clock", lambda s: _scheduled(s, "compute_seconds"))
-        row("scheduled, all overlapped", lambda s: _scheduled(s, "overlapped_seconds"))
-        row("scheduled, one by one", lambda s: _scheduled(s, "seconds"))
+        bundles = "bundles of the schedule, at the clock"
+        row(bundles, lambda s: _scheduled(s, lambda time: time.compute_seconds))
+        row("scheduled, all overlapped", lambda s: _scheduled(s, lambda time: overlapped(s)))
+        row("scheduled, one by one", lambda s: _scheduled(s, lambda time: time.seconds))
         row("scheduled / roofline", _over)
     return made
 
 
-def _of(step: CompiledStep, function: Any) -> str:
+def _of(step: CompiledStep, function: Callable[[Compiled], str]) -> str:
     return "" if step.compiled is None else function(step.compiled)
 
 
-def _scheduled(step: CompiledStep, name: str) -> str:
-    def text(compiled: Any) -> str:
+def _scheduled(step: CompiledStep, seconds: Callable[[ScheduledTime], float]) -> str:
+    """At least so much, where the turns of a loop could not be read."""
+
+    def text(compiled: Compiled) -> str:
         time = compiled.scheduled()
-        return f"{'' if time.known else '>= '}{_time(getattr(time, name))}"
+        return f"{'' if time.known else '>= '}{_time(seconds(time))}"
 
     return _of(step, text)
 
 
 def _over(step: CompiledStep) -> str:
-    def text(compiled: Any) -> str:
-        time, least = compiled.scheduled(), step.roofline.seconds
-        return f"{time.overlapped_seconds / least:.2f} to {time.seconds / least:.2f}"
+    def text(compiled: Compiled) -> str:
+        seconds, least = compiled.scheduled().seconds, step.roofline.seconds
+        return f"{overlapped(step) / least:.2f} to {max(seconds / least, 1.0):.2f}"
 
     return _of(step, text)
 
@@ -170,7 +190,7 @@ def _time(seconds: float) -> str:
     return f"{1e3 * seconds:.3f} ms"
 
 
-def _operations(counts: Any) -> str:
+def _operations(counts: Mapping[str, float]) -> str:
     return ", ".join(f"{n / 1e9:,.1f} G {type_}" for type_, n in counts.items())
 
 
@@ -203,7 +223,7 @@ def _verdict(laid: LaidOut, steps: Steps) -> list[str]:
             moved = sum(c.bytes * c.runs for c in each.moving_weights)
             lines.append(f"{name} moves {size_text(moved)} of weights between devices in each step")
     if "prefill" in steps and all(each.fits for each in steps.values()):
-        verb = "fits" if fits_side_by_side(laid, steps) else "does not fit"
+        verb = "fits" if fits_side_by_side(laid.target, steps) else "does not fit"
         lines.append(f"prefill beside the cache of decode {verb}: {size_text(beside(steps))}")
     for path in uneven_scales(laid):
         lines.append(f"all scales of {path} lie on every device: shards cut groups of its codes")

@@ -1,6 +1,7 @@
 """Models on slices that are not here: every byte has a name, and no weight is gathered."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -132,11 +133,14 @@ def test_static_scales_are_state_of_their_own():
     assert found.moving_weights == () and found.roofline.operations["int8"] > 0
 
 
-@pytest.mark.parametrize("length", [1 << 17, 1 << 22])
-def test_what_does_not_fit_is_an_answer(length):
-    # 8 KiB a token and row on a device: 17 GB, which the compiler refuses; or more than it is asked.
+@pytest.mark.parametrize(
+    ("length", "said"),
+    # 16 rows of 8 KiB a token are all of what libtpu gives of 16 GiB, then more than there is.
+    [(129024, "Ran out of memory|exceed"), (1 << 22, "arrays alone take [0-9]+ bytes")],
+)
+def test_what_does_not_fit_is_an_answer(length, said):
     found = compile_step(_laid("v5e", length=length), DecoderStep(rows=16, new=1, seen=length))
     assert not found.fits and found.compiled is None and found.unaccounted is None
     assert found.held["cache"] == 2 * 2 * 16 * length * 8 * 128 * 2
-    assert "HBM" in found.refused or "arrays alone take" in found.refused
+    assert re.search(said, found.refused)
     assert found.parts == found.held and found.largest == ()

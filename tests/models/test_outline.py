@@ -1,6 +1,8 @@
 """What a model is, from each kind of file that says so; tensors are not needed."""
 
+import dataclasses
 import json
+import pathlib
 
 import jax.numpy as jnp
 import pytest
@@ -12,19 +14,8 @@ from jaxquant.checkpoint import CheckpointError
 from jaxquant.intercept import plan
 from jaxquant.models import LlamaConfig, open_model, read_outline, save_model
 
-LLAMA_3_8B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "rope_theta": 500000.0,
-    "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": False,
-}
+SHAPES = pathlib.Path(__file__).parents[2] / "configs" / "shapes"
+LLAMA_3_8B = json.loads((SHAPES / "llama_3_8b.json").read_text())
 
 
 def _write(path, **changed):
@@ -98,3 +89,9 @@ def test_nothing_to_read_is_said(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="has no config.json"):
         read_outline(tmp_path / "empty")
+
+
+def test_the_large_one_differs_in_its_sizes():
+    small, large = (read_outline(SHAPES / f"llama_3_{n}b.json").config for n in (8, 70))
+    sizes = {"width": 8192, "hidden": 28672, "layers": 80, "heads": 64}
+    assert dataclasses.replace(small, **sizes) == large
