@@ -68,6 +68,7 @@ class Mode(Protocol):
     collects: bool
     products: bool
     flattens: bool
+    reads_stacks: bool
 
     def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
         """The result of the equation, and statistics by site (or an empty dict)."""
@@ -284,7 +285,7 @@ class Evaluator:
         source = weights[0].weights[0] if isinstance(weights[0], Joined) else weights[0]
         via = source.via or eqn.primitive.name
         return [
-            dataclasses.replace(source, value=out, axes=((),) * len(out.shape), via=via)
+            dataclasses.replace(source.view(out, ((),) * len(out.shape)), via=via)
             if hasattr(out, "shape")
             else out
             for out in outs

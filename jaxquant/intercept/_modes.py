@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jax.extend import source_info_util
 
+from ..ops import preferred_backend
 from ..qarray import QArray
 from ._choices import Choices
 from ._compute import compute
@@ -26,6 +27,7 @@ class ListSites:
     tracks_constants = True
     collects = False
     flattens = False
+    reads_stacks = False
 
     def __init__(self, *, products: bool = False) -> None:
         self.products = products
@@ -91,6 +93,11 @@ class Infer:
         self.rounding = rounding
         self.products = rounding and any(site.op == PRODUCT for site in plan.sites)
 
+    @property
+    def reads_stacks(self) -> bool:
+        """Whether a loop over stacked weights tells where each step's weights lie in the stack."""
+        return (self.backend or preferred_backend()) == "mosaic_tpu"
+
     def site_plan(self, use: Use) -> SitePlan | None:
         """The plan of a site; one that only this call reaches does as its siblings do.
 
@@ -152,6 +159,7 @@ class Infer:
             order=tuple(sorted(range(len(stored)), key=stored.__getitem__)),
             sharding=weight_sharding(use.weight, self.plan),
             choices=self.choices,
+            layer=use.weight.layer,
         )
 
     def product(self, site: str, path: str, operands: Sequence[Any], eqn: Any) -> Any:
@@ -194,6 +202,7 @@ class Observe:
     collects = True
     products = False
     flattens = False
+    reads_stacks = False
 
     def __init__(self, observers: Sequence[Any], *, collecting: bool = True):
         self.observers = {o.name: o for o in observers}

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from ..ops import dot_general
+from ..qarray import Scheme
 from ._conditioned import Met
 from ._explicit import typed
 from ._joined import plain, rounded
@@ -94,24 +95,32 @@ def infer_product(
 
 
 def dot_of_codes(
-    left: Any, right: Any, eqn: Any, backend: str | None, met: Met | None = None
+    left: Any,
+    right: Any,
+    eqn: Any,
+    backend: str | None,
+    met: Met | None = None,
+    activations: Scheme | None = None,
 ) -> Any:
     """`ops.dot_general` in place of an equation: its axes, precision, dtype and sharding.
 
-    `met` is the site, where it is one of a weight.
+    `met` is the site, where it is one of a weight; `activations`, what the product is to round the
+    other side to.
     """
     out = eqn.outvars[0].aval
     settings: dict[str, Any] = {"precision": eqn.params["precision"], "out_dtype": out.dtype}
     if met is not None:
-        settings["sharding"] = met.sharding
+        settings |= {"sharding": met.sharding, "activations": activations}
 
-    def product(left: Any, right: Any) -> Any:
+    def product(left: Any, right: Any, *layer: Any) -> Any:
         numbers = eqn.params["dimension_numbers"]
         if met is not None and met.choices is not None:
             met.choices.note(met.plan.site, left, right, numbers, backend, **settings)
-        return dot_general(left, right, numbers, backend=backend, **settings)
+        at = next(iter(layer), None)
+        return dot_general(left, right, numbers, backend=backend, layer=at, **settings)
 
-    y = typed(product, out.sharding, left, right)
+    layer = () if met is None or met.layer is None else (met.layer,)
+    y = typed(product, out.sharding, left, right, *layer)
     if eqn.params.get("out_sharding") is not None:
         y = jax.sharding.reshard(y, eqn.params["out_sharding"])
     return y

@@ -48,9 +48,14 @@ def quantize_static(
     )
 
 
-def _without_gradient(function: Callable[[Any], QArray], x: Any, scheme: Scheme) -> QArray:
+def undifferentiated(x: Float[Array, "..."], scheme: Scheme) -> Float[Array, "..."]:
+    """`x` itself, for what rounds it to `scheme` later: differentiated, it raises the same."""
+    return _without_gradient(lambda x: x, x, scheme)
+
+
+def _without_gradient(function: Callable[[Any], Any], x: Any, scheme: Scheme) -> Any:
     @jax.custom_jvp
-    def rounded(x: Any) -> QArray:
+    def rounded(x: Any) -> Any:
         return function(x)
 
     @rounded.defjvp

@@ -8,23 +8,29 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
-from ...qarray import CANONICAL, check_qarray, Layout, QArray
+from ...qarray import CANONICAL, check_qarray, Layout, QArray, Scheme
 from .._dispatch import first_willing
 from .._target import target_device
-from . import _mosaic_tpu, _reference, _xla, _xla_cpu
+from . import _mosaic_tpu, _reference, _triton_gpu, _xla, _xla_cpu
+<<<<<<< HEAD
+from ._call import DimensionNumbers, DotCall, Layer, Operand
+=======
 from ._call import DimensionNumbers, DotCall, Operand
+>>>>>>> h5-gpu
 
 # In order of preference; the reference answers only to its name or when all others refuse.
 BACKENDS = {
     "mosaic_tpu": _mosaic_tpu,
+    "triton_gpu": _triton_gpu,
     "xla_cpu": _xla_cpu,
     "xla": _xla,
     "reference": _reference,
 }
 # Named on a CPU these are interpreted, step by step. Unnamed, they are passed by where others win.
-KERNELS = ("mosaic_tpu",)
+KERNELS = ("mosaic_tpu", "triton_gpu")
 # Those that read layouts of their own.
-LAYOUTS = (_mosaic_tpu, _xla_cpu)
+LAYOUTS = (_mosaic_tpu, _triton_gpu, _xla_cpu)
+_PREFERRED = {"cpu": "xla_cpu", "tpu": "mosaic_tpu", "cuda": "triton_gpu"}
 
 
 def dot_general(
@@ -35,6 +41,8 @@ def dot_general(
     precision: Any = None,
     out_dtype: Any = None,
     sharding: NamedSharding | None = None,
+    activations: Scheme | None = None,
+    layer: Layer | None = None,
     backend: str | None = None,
 ) -> Float[Array, "..."]:
     """`jax.lax.dot_general` with a QArray on either side, or both.
@@ -47,6 +55,11 @@ def dot_general(
     `sharding` says how the QArray (the right one of two) lies on a mesh, by its logical axes. XLA
     cuts products by itself and does not need it; kernels do, and never gather a weight.
 
+    With `activations` the side that is no QArray is first rounded to that scheme, with ranges of
+    its own, as by `quantize_activation`: by the kernel itself where it can, else before. `layer`
+    says where the QArray (the right one of two) lies if it is an entry of a stack, in a loop over
+    layers: a kernel then reads it there.
+
     **Raises:** `Refusal` (a `NotImplementedError`) with the reason if the named backend cannot;
     `ValueError` or `TypeError` for operands that are not what they say.
     """
@@ -57,11 +70,14 @@ def dot_general(
         precision=precision,
         out_dtype=out_dtype,
         sharding=sharding,
+        activations=activations,
+        layer=layer,
     )
     if backend in KERNELS and call.platform == "cpu":
         call = dataclasses.replace(call, interpret=True)
     name, _ = choose_backend(call, backend)
-    return BACKENDS[name].run(call)
+    chosen = BACKENDS[name]
+    return chosen.run(call if _rounds(chosen, call) else call.rounded())
 
 
 def make_call(
@@ -72,6 +88,8 @@ def make_call(
     precision: Any = None,
     out_dtype: Any = None,
     sharding: NamedSharding | None = None,
+    activations: Scheme | None = None,
+    layer: Layer | None = None,
 ) -> DotCall:
     """Checks the operands and fills in what was left out."""
     for operand in (lhs, rhs):
@@ -87,6 +105,12 @@ def make_call(
                 f"the right side {rhs.shape[right]}; they are summed or batched together and must "
                 f"agree. Shapes: {tuple(lhs.shape)} and {tuple(rhs.shape)}."
             )
+    if activations is not None and isinstance(lhs, QArray) == isinstance(rhs, QArray):
+        both = "both are" if isinstance(lhs, QArray) else "neither is"
+        raise ValueError(
+            f"`activations={activations}` rounds the side that is no QArray, where the other one "
+            f"is; here {both}. Leave it out, or quantize the weight."
+        )
     return DotCall(
         lhs=lhs,
         rhs=rhs,
@@ -96,6 +120,8 @@ def make_call(
         out_dtype=np.dtype(out_dtype or jnp.promote_types(lhs.dtype, rhs.dtype)),
         device=target_device(),
         sharding=sharding,
+        activations=activations,
+        layer=layer,
     )
 
 
@@ -105,10 +131,13 @@ def choose_backend(call: DotCall, named: str | None = None) -> tuple[str, dict[s
     A kernel is passed by where it would run but is not faster; named, it runs there too.
     """
 
+    rounded = call.rounded_shapes()
+
     def refuses(backend: Any) -> str | None:
-        reason = backend.refuses(call)
+        seen = call if _rounds(backend, call) else rounded
+        reason = backend.refuses(seen)
         if reason is None and named is None and hasattr(backend, "loses"):
-            return backend.loses(call)
+            return backend.loses(seen)
         return reason
 
     return first_willing("dot", BACKENDS, refuses, named)
@@ -116,7 +145,12 @@ def choose_backend(call: DotCall, named: str | None = None) -> tuple[str, dict[s
 
 def preferred_backend() -> str:
     """The backend whose layouts suit the device in force (`target_device`)."""
-    return {"cpu": "xla_cpu", "tpu": "mosaic_tpu"}.get(target_device().platform, "xla")
+    return _PREFERRED.get(target_device().platform, "xla")
+
+
+def _rounds(backend: Any, call: DotCall) -> bool:
+    """Whether a backend does by itself what `call.activations` asks for."""
+    return call.activations is not None and hasattr(backend, "rounds") and backend.rounds(call)
 
 
 def layout_for(

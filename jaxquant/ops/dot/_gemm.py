@@ -7,7 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ...qarray import QArray
+from ...numerics import AbsMax, FLOAT32
+from ...qarray import CANONICAL, QArray
+from ...qarray._layout import inverse
+from ...qarray._qarray import short_tiles
 from .._factors import kept_scale
 from ._call import DotCall
 
@@ -98,10 +101,29 @@ def as_gemm(call: DotCall) -> Gemm:
 def _rows(x: Any, order: tuple[int, ...]) -> Any:
     """The axes of `x` in `order`, all but the last one made one."""
     if isinstance(x, QArray):
-        raise TypeError("Quantized activations are not taken here.")
+        return _rows_of_codes(x, order)
     if order != tuple(range(len(order))):
         x = x.transpose(order)
     return x.reshape(-1, x.shape[-1])
+
+
+def _rows_of_codes(x: QArray, order: tuple[int, ...]) -> QArray:
+    """The same of a QArray that is not packed: scales in float32, one for each row and tile."""
+    stored = inverse(x.layout.permutation(x.ndim))
+    summed = order[-1]
+    scale = kept_scale(x, [a == summed for a in x.layout.permutation(x.ndim)])
+    codes, scale = (part.transpose(stored).transpose(order) for part in (x.codes, scale))
+    scale = jnp.broadcast_to(scale, (*codes.shape[:-1], scale.shape[-1]))
+    codes, scale = (part.reshape(-1, part.shape[-1]) for part in (codes, scale))
+    return QArray(
+        codes=codes,
+        scale=scale,
+        zero_point=None,
+        scheme=dataclasses.replace(x.scheme, scale=FLOAT32, range=AbsMax()),
+        layout=CANONICAL,
+        dtype=x.dtype,
+        ragged=short_tiles(codes.shape, (1, x.tile[summed])),
+    )
 
 
 def scale_per_output(q: QArray, outputs_first: bool) -> Array:

@@ -5,38 +5,61 @@ from functools import partial
 from typing import Any
 
 import jax
+from jax import lax
 from jaxtyping import Array, Float
 
-from ...qarray import QArray
+from ...qarray import QArray, quantize_array, Scheme
 from .._target import target_device
-from ._call import DotCall
-from ._xla import weight_only
+from ._call import DotCall, Layer
+from ._xla import run as run_xla
 
-# From `x [rows, k]` and a weight of two axes to their product.
-Kernel = Callable[[Array, QArray], Array]
+# From `x [rows, k]`, an array or a QArray, and a weight of two axes to their product; perhaps with
+# the layer of a stack that the weight is.
+Kernel = Callable[..., Array]
 
 
 def product(
-    run: Kernel, x: Float[Array, "rows k"], w: QArray, *, summed: int, precision: Any = None
+    run: Kernel,
+    x: Float[Array, "rows k"] | QArray,
+    w: QArray,
+    layer: Layer | None = None,
+    *,
+    summed: int,
+    precision: Any = None,
+    activations: Scheme | None = None,
 ) -> Float[Array, "rows n"]:
-    """`run(x, w)`, differentiated in `x` and in the scales of `w` by the weight-only form of XLA.
+    """`run(x, w)`, differentiated in a plain `x` and in scales by the form of XLA.
 
-    `summed` is the logical axis of `w` that is contracted. `run` must close over nothing that is
-    traced. Under `vmap`, `scan` and `jit` it is batched and traced as it is.
+    With `layer`, where `w` lies in a stack, it is `run(x, w, layer)`. `summed` is the logical axis
+    of `w` that is contracted. `run` must close over nothing that is traced; with `activations` it
+    rounds `x`, whose gradient is then zero. Under `vmap`, `scan` and `jit` it is batched and traced
+    as it is.
     """
-    return _product(run, summed, precision, x, w)
+    beside = () if layer is None else (layer,)
+    return _product(run, summed, precision, activations, x, w, *beside)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _product(run: Kernel, summed: int, precision: Any, x: Array, w: QArray) -> Array:
-    return run(x, w)
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
+def _product(
+    run: Kernel, summed: int, precision: Any, activations: Scheme | None, *operands: Any
+) -> Array:
+    return run(*operands)
 
 
 @_product.defjvp
-def _jvp(run: Kernel, summed: int, precision: Any, primals: Any, tangents: Any) -> Any:
-    y = _product(run, summed, precision, *primals)
+def _jvp(
+    run: Kernel,
+    summed: int,
+    precision: Any,
+    activations: Scheme | None,
+    primals: Any,
+    tangents: Any,
+) -> Any:
+    y = _product(run, summed, precision, activations, *primals)
 
     def linear(x: Any, w: QArray) -> Array:
+        if activations is not None:
+            x = quantize_array(lax.stop_gradient(x), activations, contracted=(1,))
         call = DotCall(
             lhs=x,
             rhs=w,
@@ -46,7 +69,8 @@ def _jvp(run: Kernel, summed: int, precision: Any, primals: Any, tangents: Any) 
             out_dtype=y.dtype,
             device=target_device(),
         )
-        return weight_only(call)
+        return run_xla(call)
 
-    _, moved = jax.jvp(linear, primals, tangents)
+    # The layer of a stack is the weight once more.
+    _, moved = jax.jvp(linear, primals[:2], tangents[:2])
     return y, moved

@@ -8,6 +8,7 @@ Weights are read as they are stored, `[k, n]`: 4-bit codes in the dtypes that XL
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -15,8 +16,8 @@ from jaxtyping import Array, Float
 from ...numerics import BFLOAT16, E2M1, E4M3, E5M2, E8M0, FLOAT32, Format
 from ...qarray import CANONICAL, Layout, QArray, Scheme
 from ...qarray._layout import order_of
-from . import _mosaic_tpu_tables as tables
-from ._call import DotCall
+from . import _mosaic_tpu_pairs as pairs, _mosaic_tpu_tables as tables
+from ._call import DotCall, Layer
 from ._gemm import as_gemm, outputs_first, refuses_shape, scale_per_output, weight_side
 from ._grad import product
 from ._mosaic_tpu_blocks import blocks_for
@@ -39,8 +40,8 @@ def refuses(call: DotCall) -> str | None:
     side = weight_side(call)
     assert side is not None
     x, w = (call.lhs, call.rhs)[1 - side], (call.lhs, call.rhs)[side]
-    if isinstance(x, QArray):
-        return "it multiplies plain activations, and both sides are quantized"
+    if isinstance(x, QArray) or call.activations is not None:
+        return pairs.refuses(call)
     if x.dtype not in (jnp.float32, jnp.bfloat16):
         return f"activations are {x.dtype}, not float32 or bfloat16"
     if outputs_first(call):
@@ -55,13 +56,18 @@ def refuses(call: DotCall) -> str | None:
         if isinstance(w, str):
             return w
         rows //= cut.count(cut.rows)
-    decoder = _decoder(w, _generation(call))
+    decoder = _decoder(w, tables.generation(call))
     if isinstance(decoder, str):
         return decoder
     if isinstance(decoder, Lookup) and x.dtype == jnp.float32 and not _exact(w.scheme.values):
         return f"bfloat16 does not hold the table of {w.scheme.values}, and activations are float32"
     blocks = blocks_for(rows, _weight(w, decoder), w.scheme.values.bits)
     return blocks if isinstance(blocks, str) else None
+
+
+def rounds(call: DotCall) -> bool:
+    """Whether the plain side is rounded to `call.activations` inside the product."""
+    return refuses_shape(call) is None and pairs.refuses_rounding(call) is None
 
 
 def loses(call: DotCall) -> str | None:
@@ -71,10 +77,13 @@ def loses(call: DotCall) -> str | None:
     side = weight_side(call)
     assert side is not None
     w = (call.lhs, call.rhs)[side]
-    rows, most = call.rows(1 - side), tables.most_rows(_generation(call), w.scheme.values)
+    if _both(call):
+        return pairs.loses(call)
+    generation, rows = tables.generation(call), call.rows(1 - side)
+    most = tables.most_rows(generation, w.scheme.values)
     if rows > most:
         return (
-            f"on TPU generation {_generation(call)} the kernel for {w.scheme.values} is scheduled "
+            f"on TPU generation {generation} the kernel for {w.scheme.values} is scheduled "
             f"to win up to {most} rows, and there are {rows}"
         )
     return None
@@ -82,18 +91,35 @@ def loses(call: DotCall) -> str | None:
 
 def run(call: DotCall) -> Float[Array, "..."]:
     """The product, by the kernel for what the weight holds."""
+    if _both(call):
+        return pairs.run(call)
     gemm, cut = as_gemm(call), cut_of(call)
     side = weight_side(call)
     assert side is not None and not isinstance(cut, str)
     summed = call.contracted[side][0]
     multiply = functools.partial(
-        _multiply, generation=_generation(call), cores=call.device.cores, interpret=call.interpret
+        _multiply,
+        generation=tables.generation(call),
+        cores=call.device.cores,
+        interpret=call.interpret,
     )
     if cut is None:
-        kernel = functools.partial(multiply, out_dtype=call.out_dtype)
+
+        def kernel(x: Any, w: QArray, *layer: Layer) -> Array:
+            return multiply(x, w, call.out_dtype, *layer)
     else:
         kernel = dealt_out(multiply, cut, summed, call.out_dtype)
-    return gemm.finish(product(kernel, gemm.x, gemm.w, summed=summed, precision=call.precision))
+    layer = call.layer if _stacks(call.layer, gemm.w) else None
+    y = product(kernel, gemm.x, gemm.w, layer, summed=summed, precision=call.precision)
+    return gemm.finish(y)
+
+
+def _stacks(layer: Layer | None, w: QArray) -> bool:
+    """Whether a weight can be read where it lies in a stack: all of it as it is stored."""
+    if layer is None or not _as_stored(w) or w.codes.dtype == E2M1.storage:
+        return False
+    pairs = zip(jax.tree.leaves(layer.stack), jax.tree.leaves(w), strict=True)
+    return layer.stack.layout == w.layout and all(a.shape[1:] == b.shape for a, b in pairs)
 
 
 def layout_for(w: QArray, contracted: tuple[int, ...], stack: tuple[int, ...]) -> Layout:
@@ -108,8 +134,11 @@ def layout_for(w: QArray, contracted: tuple[int, ...], stack: tuple[int, ...]) -
     return Layout(order=order)
 
 
-def _generation(call: DotCall) -> int:
-    return tables.INTERPRETED if call.interpret else call.device.tpu_generation
+def _both(call: DotCall) -> bool:
+    """Whether codes are multiplied by codes."""
+    side = weight_side(call)
+    assert side is not None
+    return call.activations is not None or isinstance((call.lhs, call.rhs)[1 - side], QArray)
 
 
 def _packing(values: Format) -> int | None:
@@ -166,13 +195,14 @@ def _weight(w: QArray, decoder: Decoder) -> Weight:
 
 def _as_stored(w: QArray) -> bool:
     """Whether the kernel reads scales as they are stored: one an output, in a format it knows."""
-    return w.scheme.scale in _READY_SCALES and w.scale.shape[1] == w.stored_shape[1]
+    return w.scheme.scale in _READY_SCALES and w.scale.shape[-1] == w.stored_shape[-1]
 
 
 def _multiply(
     x: Float[Array, "rows k"],
     w: QArray,
     out_dtype: Any,
+    layer: Layer | None = None,
     *,
     generation: int,
     cores: int,
@@ -183,15 +213,17 @@ def _multiply(
     weight = _weight(w, decoder)
     blocks = blocks_for(x.shape[0], weight, w.scheme.values.bits, cores)
     assert not isinstance(blocks, str)
+    held = w if layer is None else layer.stack
     return weight_product(
         x,
-        _plain_codes(w),
-        _plain_scale(w),
-        _plain_zero_point(w),
+        _plain_codes(held),
+        _plain_scale(held),
+        _plain_zero_point(held),
         None,
         weight=weight,
         blocks=blocks,
         out_dtype=out_dtype,
+        layer=None if layer is None else layer.index,
         interpret=interpret,
     )
 
@@ -215,4 +247,4 @@ def _plain_zero_point(w: QArray) -> Array | None:
         return None
     if zero.dtype == jnp.float16:
         zero = zero.astype(jnp.float32)
-    return jnp.broadcast_to(zero, (zero.shape[0], w.stored_shape[1]))
+    return jnp.broadcast_to(zero, (*zero.shape[:-1], w.stored_shape[-1]))

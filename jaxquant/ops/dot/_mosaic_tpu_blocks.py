@@ -14,8 +14,9 @@ _SHORTEST = 1024
 _WIDEST = 1024
 _NARROWEST = 256
 _MOST_ROWS = 128
-# The weight is taken whole where no part of it along `k` is of a good size, up to this.
-_LONGEST_WHOLE = 16384
+# Where no part of a weight along `k` is of a good size, it is taken whole, if a block of the
+# narrowest columns has no more bytes than this.
+_WHOLE_BYTES = 2**22
 
 
 def blocks_for(rows: int, weight: Weight, bits: int, cores: int = 1) -> Blocks | str:
@@ -26,7 +27,7 @@ def blocks_for(rows: int, weight: Weight, bits: int, cores: int = 1) -> Blocks |
             f"groups of {weight.group} along {weight.k} do not fill units of "
             f"{weight.decoder.least_unit} or more"
         )
-    k = _length(weight, unit)
+    k = _length(weight, unit, bits)
     if k is None:
         return f"no blocks along {weight.k} hold whole groups of {weight.group}"
     n = _width(weight, k, bits)
@@ -50,16 +51,18 @@ def _unit(weight: Weight) -> int | None:
     return None
 
 
-def _length(weight: Weight, unit: int) -> int | None:
+def _length(weight: Weight, unit: int, bits: int) -> int | None:
     """The longest good divisor of `k` that holds whole groups and units."""
     if weight.k <= _LONGEST:
         return weight.k
     step = unit if weight.group == weight.k else math.lcm(unit, weight.group)
+    columns = min(max(_NARROWEST, weight.decoder.least_columns), weight.n)
+    whole = weight.k * columns * bits / 8 <= _WHOLE_BYTES
     if weight.k % step:
-        return weight.k if weight.k <= _LONGEST_WHOLE else None
+        return weight.k if whole else None
     fitting = [d for d in range(step, _LONGEST + 1, step) if weight.k % d == 0]
     best = max(fitting, default=step)
-    return weight.k if best < _SHORTEST and weight.k <= _LONGEST_WHOLE else best
+    return weight.k if best < _SHORTEST and whole else best
 
 
 def _width(weight: Weight, k: int, bits: int) -> int:

@@ -1,6 +1,7 @@
 """What was found by compiling for each generation of TPU; `docs/kernels.md` has the figures."""
 
 from ...numerics import Format
+from ._call import DotCall
 
 INTERPRETED = 5
 """The generation whose kernels are interpreted on a CPU."""
@@ -14,3 +15,34 @@ _MOST_ROWS: dict[int, dict[str, int]] = {}
 def most_rows(generation: int, values: Format) -> int:
     """Up to how many rows the kernel for a format is scheduled to be faster than XLA's program."""
     return _MOST_ROWS.get(generation, {}).get(values.name, 128)
+
+
+MULTIPLIES_INT8 = (5, 6)
+"""Generations whose matrix units multiply int8 by int8."""
+
+MULTIPLIES_E4M3 = (7,)
+"""Generations whose matrix units multiply e4m3, by itself or by bfloat16."""
+
+MULTIPLIES_E4M3_BIAS_11 = (5, 6)
+"""Generations whose matrix units take the other e4m3, of exponents biased by 11."""
+
+_MIB = 2**20
+VECTOR_MEMORY: dict[int, tuple[int, int | None]] = {
+    4: (12 * _MIB, None),
+    5: (36 * _MIB, 48 * _MIB),
+    6: (36 * _MIB, 48 * _MIB),
+    7: (36 * _MIB, 48 * _MIB),
+}
+"""Bytes of a core's memory: what a kernel's blocks may fill, and the limit that is set for it."""
+
+
+def generation(call: DotCall) -> int:
+    """The generation that a call is compiled for."""
+    return INTERPRETED if call.interpret else call.device.tpu_generation
+
+
+def most_rows_of_codes(
+    generation: int, values: Format, *, grouped: bool, fused: bool
+) -> int | None:
+    """Up to how many rows products of codes are scheduled to be faster than XLA's; `None`: all."""
+    return None

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int32, Shaped
 
 from .. import _pallas as pallas
 from ._mosaic_tpu_decode import Decoder, row_of
@@ -62,18 +62,22 @@ class Weight:
 
 def weight_product(
     x: Float[Array, "rows k"],
-    codes: Shaped[Array, "k stored"],
-    scale: Shaped[Array, "groups n"],
-    zero_point: Shaped[Array, "groups n"] | None,
+    codes: Shaped[Array, "*layers k stored"],
+    scale: Shaped[Array, "*layers groups n"],
+    zero_point: Shaped[Array, "*layers groups n"] | None,
     bias: Float[Array, " n"] | None,
     *,
     weight: Weight,
     blocks: Blocks,
     out_dtype: Any,
+    layer: Int32[Array, ""] | None = None,
     vmem_bytes: int | None = None,
     interpret: bool = False,
 ) -> Float[Array, "rows n"]:
-    """`x @ ((codes - zero_point) * scale) + bias`, summed in float32."""
+    """`x @ ((codes - zero_point) * scale) + bias`, summed in float32.
+
+    Of weights that are stacked, `layer` says which one: its blocks are read where they lie.
+    """
     rows = x.shape[0]
     terms = _terms(x)
     kernel = _Kernel(
@@ -90,12 +94,18 @@ def weight_product(
     def column(core: Any, n: Any) -> Any:
         return core * n_steps + n
 
-    by_group = pallas.BlockSpec((groups, blocks.n), lambda c, m, n, k: (k, column(c, n)))
-    stored = weight.decoder.columns(blocks.n)
+    def of_weight(*block: int) -> Any:
+        if layer is None:
+            return pallas.BlockSpec(block, lambda c, m, n, k: (k, column(c, n)))
+        return pallas.BlockSpec((None, *block), lambda c, m, n, k, at: (at[0], k, column(c, n)))
+
+    by_group = of_weight(groups, blocks.n)
     operands: list[Any] = [terms, codes, scale]
     specs = [
-        pallas.BlockSpec((terms.shape[0], blocks.rows, blocks.k), lambda c, m, n, k: (0, m, k)),
-        pallas.BlockSpec((blocks.k, stored), lambda c, m, n, k: (k, column(c, n))),
+        pallas.BlockSpec(
+            (terms.shape[0], blocks.rows, blocks.k), lambda c, m, n, k, *at: (0, m, k)
+        ),
+        of_weight(blocks.k, weight.decoder.columns(blocks.n)),
         by_group,
     ]
     if zero_point is not None:
@@ -103,16 +113,19 @@ def weight_product(
         specs.append(by_group)
     if bias is not None:
         operands.append(bias.reshape(1, -1))
-        specs.append(pallas.BlockSpec((1, blocks.n), lambda c, m, n, k: (0, column(c, n))))
+        specs.append(pallas.BlockSpec((1, blocks.n), lambda c, m, n, k, *at: (0, column(c, n))))
     return pallas.tpu_call(
         kernel,
         name="jaxquant_weight_product",
         grid=(blocks.cores, -(-rows // blocks.rows), n_steps, kernel.k_steps),
         semantics=("parallel", "arbitrary", "arbitrary", "arbitrary"),
         in_specs=specs,
-        out_specs=pallas.BlockSpec((blocks.rows, blocks.n), lambda c, m, n, k: (m, column(c, n))),
+        out_specs=pallas.BlockSpec(
+            (blocks.rows, blocks.n), lambda c, m, n, k, *at: (m, column(c, n))
+        ),
         out_shape=jax.ShapeDtypeStruct((rows, weight.n), out_dtype),
         scratch=kernel.scratch,
+        chosen=None if layer is None else layer.reshape(1),
         vmem_bytes=vmem_bytes,
         interpret=interpret,
     )(*operands)
