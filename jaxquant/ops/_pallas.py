@@ -43,8 +43,7 @@ def tpu_call(
     out_shape: Any,
     scratch: Sequence[Any],
     chosen: Any = None,
-    operations: int,
-    bytes_moved: int,
+    cost: tuple[int, int] | None = None,
     vmem_bytes: int | None,
     interpret: bool,
 ) -> Callable[..., Any]:
@@ -53,16 +52,14 @@ def tpu_call(
     `semantics` says of each axis of the grid whether its steps are "parallel" or depend on each
     other ("arbitrary"). `vmem_bytes` is what the compiler may use of a core's vector memory.
     `chosen` are integers that the index functions of the specs are given last; kernels do not see
-    them. `operations` and `bytes_moved` are what XLA plans the kernel with.
+    them. `cost`, operations and bytes moved, is what XLA plans the kernel with.
     """
     params = _TPUCompilerParams(dimension_semantics=tuple(semantics), vmem_limit_bytes=vmem_bytes)
-    cost = _CostEstimate(flops=operations, bytes_accessed=bytes_moved, transcendentals=0)
-    where: dict[str, Any] = {
-        "compiler_params": params,
-        "cost_estimate": cost,
-        "interpret": interpret,
-        "name": name,
-    }
+    where: dict[str, Any] = {"compiler_params": params, "interpret": interpret, "name": name}
+    if cost is not None:
+        where["cost_estimate"] = _CostEstimate(
+            flops=cost[0], bytes_accessed=cost[1], transcendentals=0
+        )
     if chosen is None:
         return _pallas_call(
             kernel,

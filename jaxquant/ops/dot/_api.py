@@ -12,11 +12,7 @@ from ...qarray import CANONICAL, check_qarray, Layout, QArray, Scheme
 from .._dispatch import first_willing
 from .._target import target_device
 from . import _mosaic_tpu, _reference, _triton_gpu, _xla, _xla_cpu
-<<<<<<< HEAD
 from ._call import DimensionNumbers, DotCall, Layer, Operand
-=======
-from ._call import DimensionNumbers, DotCall, Operand
->>>>>>> h5-gpu
 
 # In order of preference; the reference answers only to its name or when all others refuse.
 BACKENDS = {

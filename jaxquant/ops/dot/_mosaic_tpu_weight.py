@@ -126,9 +126,25 @@ def weight_product(
         out_shape=jax.ShapeDtypeStruct((rows, weight.n), out_dtype),
         scratch=kernel.scratch,
         chosen=None if layer is None else layer.reshape(1),
+        cost=_cost(rows, weight, operands, layer is not None, out_dtype),
         vmem_bytes=vmem_bytes,
         interpret=interpret,
     )(*operands)
+
+
+def _cost(
+    rows: int, weight: Weight, operands: list[Any], stacked: bool, out_dtype: Any
+) -> tuple[int, int]:
+    """Operations, and bytes that are moved: each operand once, of a stack one entry."""
+    read = sum(_bytes(x) // (x.shape[0] if stacked and x.ndim == 3 else 1) for x in operands[1:])
+    written = rows * weight.n * jnp.dtype(out_dtype).itemsize
+    return 2 * rows * weight.k * weight.n, _bytes(operands[0]) + read + written
+
+
+def _bytes(x: Array) -> int:
+    """Bytes of an array on a TPU, where two 4-bit integers share one."""
+    bits = 4 if x.dtype in (jnp.int4, jnp.uint4) else 8 * x.dtype.itemsize
+    return x.size * bits // 8
 
 
 def _terms(x: Array) -> Shaped[Array, "terms rows k"]:

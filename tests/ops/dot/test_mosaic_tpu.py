@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.sharding import AbstractDevice, AbstractMesh
 from products import CASES, operands
 from quantized import SCHEMES
 
-from jaxquant.numerics import UINT2, UINT3
+import jaxquant as jq
+from jaxquant import aot
+from jaxquant.numerics import BFLOAT16, INT4, UINT2, UINT3
 from jaxquant.ops import choose_backend, dot_general, Refusal
 from jaxquant.ops.dot import layout_for, make_call, preferred_backend
 from jaxquant.qarray import CANONICAL, Layout, quantize_array, relayout, Scheme, Tile
@@ -115,3 +118,50 @@ def test_scales_and_tables_of_other_formats_in_bfloat16(name: str):
         @ np.abs(np.asarray(dot_general(jnp.eye(256), q, NUMBERS, backend="reference")))
     )
     assert (np.abs(np.asarray(got) - np.asarray(expected)) <= allowed).all()
+
+
+class Layers(nn.Module):
+    """Four layers of one matrix each, stacked by `nn.scan` and recomputed by `nn.remat`."""
+
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.scan(
+            nn.remat(OneLayer), variable_axes={"params": 0}, split_rngs={"params": True}, length=4
+        )
+        return layer(name="layers")(x, None)[0]
+
+
+class OneLayer(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return nn.Dense(1024, use_bias=False, dtype=x.dtype)(x), None
+
+
+def _layers():
+    scheme = Scheme(values=INT4, tile=Tile(contracted=128), scale=BFLOAT16)
+    recipe = jq.Recipe(name="g128", rules=(jq.Rule(match="*", weights=scheme),))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 1024)), jnp.bfloat16)
+    variables = Layers().init(jax.random.key(0), x)
+    plan = jq.plan(Layers(), variables, x, recipe=recipe)
+    return plan, jq.prepare(jq.quantize(variables, plan), plan, backend="mosaic_tpu"), x
+
+
+def test_in_a_loop_over_layers_each_is_read_where_it_lies():
+    plan, qvariables, x = _layers()
+    got, expected = (
+        jax.jit(jq.wrap(Layers(), plan, backend=name).apply)(qvariables, x).astype(jnp.float32)
+        for name in ("mosaic_tpu", "reference")
+    )
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2.0**-6 * np.abs(expected).max())
+
+
+@pytest.mark.aot
+def test_a_loop_over_layers_moves_each_layer_once():
+    plan, qvariables, x = _layers()
+    program = aot.compile_for(
+        jq.wrap(Layers(), plan, backend="mosaic_tpu").apply, (qvariables, x), "v5e", schedule=False
+    )
+    codes = 4 * 1024 * 1024 // 2
+    needed = codes + codes // 64 * 2 + 5 * 8 * 1024 * 2
+    assert program.hlo.bytes_moved <= 1.1 * needed
+    assert sum(program.hlo.custom_calls.values()) == 4
