@@ -227,6 +227,10 @@ def _verdict(laid: LaidOut, steps: Steps) -> list[str]:
         lines.append(f"prefill beside the cache of decode {verb}: {size_text(beside(steps))}")
     for path in uneven_scales(laid):
         lines.append(f"all scales of {path} lie on every device: shards cut groups of its codes")
+    for name, each in steps.items():
+        if each.compiled and each.compiled.schedule and not each.compiled.scheduled().known:
+            unread = sum(not step.known for step in each.compiled.scheduled().steps)
+            lines.append(f"{name}: loops of {unread} instructions could not be read, counted once")
     if any(each.compiled for each in steps.values()):
         lines.append(
             "Compiled for, not run: schedules have no stalls, and no time of exchanges, in them"

@@ -95,3 +95,16 @@ def test_the_large_one_differs_in_its_sizes():
     small, large = (read_outline(SHAPES / f"llama_3_{n}b.json").config for n in (8, 70))
     sizes = {"width": 8192, "hidden": 28672, "layers": 80, "heads": 64}
     assert dataclasses.replace(small, **sizes) == large
+
+
+def test_of_a_hub_model_the_config_alone_is_fetched(tmp_path, monkeypatch):
+    path = _write(tmp_path / "config.json")
+    asked = []
+
+    def fetch(hub_id, wanted):
+        asked.append((hub_id, wanted))
+        return tmp_path
+
+    monkeypatch.setattr("jaxquant.models._outline.fetch_huggingface", fetch)
+    assert read_outline("org/name").config == read_outline(path).config
+    assert asked == [("org/name", ("config.json",))]
