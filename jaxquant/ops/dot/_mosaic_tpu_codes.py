@@ -99,7 +99,7 @@ def codes_product(
     x: Shaped[Array, "rows k"],
     x_scale: Float[Array, "rows tiles"] | None,
     codes: Shaped[Array, "k n"],
-    scale: Float[Array, "groups n"] | Float[Array, "steps groups tiles"],
+    scale: Float[Array, "groups n"] | Float[Array, "steps groups wide"],
     bias: Float[Array, " n"] | None,
     *,
     pair: Pair,
@@ -123,16 +123,27 @@ def codes_product(
     operands: list[Any] = [x]
     specs = [pallas.BlockSpec(x_block, lambda c, m, n, k: (m, 0 if pair.rounding else k))]
     if x_scale is not None:
-        operands.append(x_scale)
-        shape = (blocks.rows, x_scale.shape[1])
-        specs.append(pallas.BlockSpec(shape, lambda c, m, n, k: (m, 0)))
-    operands += [codes, scale]
-    specs += [
-        pallas.BlockSpec((blocks.k, blocks.n), lambda c, m, n, k: (k, column(c, n))),
-        pallas.BlockSpec((1, *scale.shape[1:]), lambda c, m, n, k: (column(c, n), 0, 0))
-        if pair.tiled
-        else pallas.BlockSpec((scale.shape[0], blocks.n), lambda c, m, n, k: (0, column(c, n))),
-    ]
+        by_step = x_scale.reshape(rows, kernel.left_steps, -1).transpose(1, 0, 2)
+        operands.append(by_step)
+        shape = (1, blocks.rows, by_step.shape[2])
+        several = kernel.left_steps > 1
+        specs.append(pallas.BlockSpec(shape, lambda c, m, n, k: (k if several else 0, m, 0)))
+    operands += [codes, kernel.by_step(scale)]
+    steps = kernel.right_steps > 1
+    specs.append(pallas.BlockSpec((blocks.k, blocks.n), lambda c, m, n, k: (k, column(c, n))))
+    shape = operands[-1].shape
+    if pair.tiled:
+        specs.append(
+            pallas.BlockSpec(
+                (1, 1, *shape[2:]), lambda c, m, n, k: (k if steps else 0, column(c, n), 0, 0)
+            )
+        )
+    else:
+        specs.append(
+            pallas.BlockSpec(
+                (1, shape[1], blocks.n), lambda c, m, n, k: (k if steps else 0, 0, column(c, n))
+            )
+        )
     if bias is not None:
         operands.append(bias.reshape(1, -1))
         specs.append(pallas.BlockSpec((1, blocks.n), lambda c, m, n, k: (0, column(c, n))))
@@ -162,6 +173,23 @@ class _Kernel:
         return self.pair.k // self.blocks.k
 
     @property
+    def left_steps(self) -> int:
+        """In how many parts along `k` scales of the left side are read."""
+        return 1 if self.pair.left_group == self.pair.k else self.k_steps
+
+    @property
+    def right_steps(self) -> int:
+        return 1 if self.pair.right_group == self.pair.k else self.k_steps
+
+    def by_step(self, scale: Array) -> Array:
+        """The weight's scales with an axis for these parts in front."""
+        steps = self.right_steps
+        if not self.pair.tiled:
+            return scale.reshape(steps, -1, scale.shape[1])
+        columns, _, tiles = scale.shape
+        return scale.reshape(columns, steps, -1, tiles).transpose(1, 0, 2, 3)
+
+    @property
     def kept(self) -> bool:
         """Whether the left factors are made here, for all tiles of columns."""
         return self.pair.rounding is not None or self.plain != self.pair.left or self._sixteenths
@@ -180,8 +208,8 @@ class _Kernel:
         if self.kept:
             held.append(pallas.VMEM((self.k_steps, rows, self.blocks.k), self.pair.left))
         if self.pair.rounding:
-            tiles = -(-self.pair.k // self.pair.rounding.group)
-            held.append(pallas.VMEM((rows, tiles), jnp.float32))
+            tiles = -(-self.pair.k // self.pair.rounding.group) // self.left_steps
+            held.append(pallas.VMEM((self.left_steps, rows, tiles), jnp.float32))
         if self.k_steps > 1:
             held.append(pallas.VMEM((rows, self.blocks.n), self._sum_dtype))
         return held
@@ -209,16 +237,19 @@ class _Kernel:
                 kept_ref[k] = self._left(x_ref[...])
 
         left_ref = x_ref if kept_ref is None else kept_ref.at[k]
+        here = k if self.pair.rounding and self.left_steps > 1 else 0
+        x_scale_ref = x_scale_ref.at[here]
         if self.pair.grouped:
-            self._finish(
-                self._scaled_sums(left_ref, x_scale_ref, w_ref, scale_ref), bias_ref, out_ref
-            )
-            return
-        sums = self._sums(left_ref, w_ref, 0, self.blocks.k)
+            sums = self._scaled_sums(left_ref, x_scale_ref, w_ref, scale_ref)
+        else:
+            sums = self._sums(left_ref, w_ref, 0, self.blocks.k)
 
-        def finish(sums: Array) -> None:
-            y = sums.astype(jnp.float32) * x_scale_ref[...] * self._scales(scale_ref)
-            self._finish(y, bias_ref, out_ref)
+        def finish(y: Array) -> None:
+            if not self.pair.grouped:
+                y = y.astype(jnp.float32) * x_scale_ref[...] * self._scales(scale_ref)
+            if bias_ref is not None:
+                y = y + bias_ref[...].astype(jnp.float32)
+            out_ref[...] = y.astype(out_ref.dtype)
 
         if self.k_steps == 1:
             finish(sums)
@@ -237,19 +268,15 @@ class _Kernel:
         def _() -> None:
             finish(sum_ref[...] + sums)
 
-    def _finish(self, y: Array, bias_ref: Any, out_ref: Any) -> None:
-        if bias_ref is not None:
-            y = y + bias_ref[...].astype(jnp.float32)
-        out_ref[...] = y.astype(out_ref.dtype)
-
     def _scaled_sums(
         self, left_ref: Any, x_scale_ref: Any, w_ref: Any, scale_ref: Any
     ) -> Float[Array, "rows n"]:
+        pair, end = self.pair, self.blocks.k
         total, scales = None, self._scales(scale_ref)
-        for start in range(0, self.pair.k, self.pair.group):
-            size = min(self.pair.group, self.pair.k - start)
+        for start in range(0, end, pair.group):
+            size = min(pair.group, end - start)
             sums = self._sums(left_ref, w_ref, start, size).astype(jnp.float32)
-            i, j = start // self.pair.left_group, start // self.pair.right_group
+            i, j = start // pair.left_group, start // pair.right_group
             scaled = sums * x_scale_ref[:, i : i + 1] * scales[j : j + 1, :]
             total = scaled if total is None else total + scaled
         assert total is not None
@@ -257,8 +284,8 @@ class _Kernel:
 
     def _scales(self, scale_ref: Any) -> Float[Array, "groups n"]:
         if not self.pair.tiled:
-            return scale_ref[...]
-        tiles = scale_ref[0]
+            return scale_ref[0]
+        tiles = scale_ref[0, 0]
         shape = (tiles.shape[0], _LANES)
         wide = [jnp.broadcast_to(tiles[:, i : i + 1], shape) for i in range(tiles.shape[1])]
         return jnp.concatenate(wide, axis=1)[:, : self.blocks.n]
@@ -322,7 +349,8 @@ class _Kernel:
             end = min(start + rounding.group, k)
             runs = [slice(at, min(at + _LANES, end)) for at in range(start, end, _LANES)]
             scale = _scale(_peak([x_ref[rows, run] for run in runs]), rounding.factor)
-            scale_ref[rows, tile : tile + 1] = scale
+            step, at = divmod(tile, scale_ref.shape[2])
+            scale_ref[step, rows, at : at + 1] = scale
             inverse = 1.0 / scale
             for run in runs:
                 x = x_ref[rows, run].astype(jnp.float32) * inverse
