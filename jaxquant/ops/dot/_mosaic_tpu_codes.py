@@ -5,10 +5,8 @@ bfloat16 in float32, of at most 1024 products at a time (`128 * 128 * 1024 = 2^2
 in int32. 8-bit floats are summed in float32. Where a scale spans all of `k` the sums are scaled
 once; else each group's sum is, and these are added in float32.
 
-Activations may come plain: with the first tile of columns they are rounded, row by row, as
-`quantize_activation` rounds them, and codes and scales are kept for the other tiles. The bits are
-the same: maxima and products round alike everywhere, and for the one reciprocal a row Mosaic and
-XLA emit the same instructions on each generation.
+Activations may come plain: with the first tile of columns they are rounded, row by row, and codes
+and scales are kept for the other tiles.
 """
 
 import dataclasses
@@ -21,14 +19,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-from ...numerics import Format
-from ...numerics._scale import TINY
 from .. import _pallas as pallas
+from ._mosaic_tpu_round import round_rows, Rounding
 
-_ROWS = 32
-"""Rows that are rounded at a time: as many as a register of bytes has."""
 _LANES = 128
-_SMALLEST = np.finfo(np.float32).tiny
 
 
 class Feed(enum.Enum):
@@ -40,18 +34,6 @@ class Feed(enum.Enum):
     BIAS_11 = "as e4m3 whose exponents are biased by 11"
     """The 8-bit float of generations 5 and 6: the bits of e4m3 stand for 1/16 of its values there,
     but for -0, which is their NaN and is made 0."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Rounding:
-    """How plain activations become codes: of a tile, the highest code stands for its peak.
-
-    `group` neighbours along `k` share a scale, which is `factor` times their peak.
-    """
-
-    format: Format
-    factor: float
-    group: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -224,11 +206,12 @@ class _Kernel:
         x_scale_ref = rest.pop(0) if x_scale_ref is None else x_scale_ref
         k = pallas.program_id(3)
         first = pallas.program_id(2) == 0
-        if self.pair.rounding is not None:
+        rounding = self.pair.rounding
+        if rounding is not None:
 
             @pallas.when(first & (k == 0))
             def _() -> None:
-                self._round(x_ref, kept_ref, x_scale_ref)
+                round_rows(x_ref, kept_ref, x_scale_ref, rounding, self._left)
 
         elif kept_ref is not None:
 
@@ -237,7 +220,7 @@ class _Kernel:
                 kept_ref[k] = self._left(x_ref[...])
 
         left_ref = x_ref if kept_ref is None else kept_ref.at[k]
-        here = k if self.pair.rounding and self.left_steps > 1 else 0
+        here = k if rounding and self.left_steps > 1 else 0
         x_scale_ref = x_scale_ref.at[here]
         if self.pair.grouped:
             sums = self._scaled_sums(left_ref, x_scale_ref, w_ref, scale_ref)
@@ -328,85 +311,3 @@ class _Kernel:
                 # The sign stays where another bit of the byte is set: these carry into its place.
                 words = words & (((words & low) + low) | low)
                 return pallas.bitcast(words, jnp.float8_e4m3b11fnuz)
-
-    def _round(self, x_ref: Any, kept_ref: Any, scale_ref: Any) -> None:
-        rows = self.blocks.rows
-        if rows % _ROWS == 0 and rows > _ROWS:
-
-            def step(i: Any, _: Any) -> None:
-                self._round_rows(x_ref, kept_ref, scale_ref, pallas.ds(i * _ROWS, _ROWS))
-
-            lax.fori_loop(0, rows // _ROWS, step, None)
-            return
-        for at in range(0, rows, _ROWS):
-            size = min(_ROWS, rows - at)
-            self._round_rows(x_ref, kept_ref, scale_ref, pallas.ds(at, size))
-
-    def _round_rows(self, x_ref: Any, kept_ref: Any, scale_ref: Any, rows: Any) -> None:
-        rounding, k = self.pair.rounding, self.pair.k
-        assert rounding is not None
-        for tile, start in enumerate(range(0, k, rounding.group)):
-            end = min(start + rounding.group, k)
-            runs = [slice(at, min(at + _LANES, end)) for at in range(start, end, _LANES)]
-            scale = _scale(_peak([x_ref[rows, run] for run in runs]), rounding.factor)
-            step, at = divmod(tile, scale_ref.shape[2])
-            scale_ref[step, rows, at : at + 1] = scale
-            inverse = 1.0 / scale
-            for run in runs:
-                x = x_ref[rows, run].astype(jnp.float32) * inverse
-                step, at = divmod(run.start, self.blocks.k)
-                width = run.stop - run.start
-                kept_ref[step, rows, at : at + width] = self._left(nearest(x, rounding.format))
-
-
-def _peak(parts: list[Array]) -> Float[Array, "rows 1"]:
-    """`numerics.peak` of parts that lie side by side, all but the last of one width."""
-    ends = []
-    whole = [p for p in parts if p.shape == parts[0].shape]
-    for run in (whole, parts[len(whole) :]):
-        if not run:
-            continue
-        high = low = run[0].astype(jnp.float32)
-        lost = _lost(high)
-        for part in run[1:]:
-            x = part.astype(jnp.float32)
-            high, low = jnp.maximum(high, x), jnp.minimum(low, x)
-            lost = jnp.maximum(lost, _lost(x))
-        peak = jnp.maximum(high.max(axis=1, keepdims=True), -low.min(axis=1, keepdims=True))
-        ends.append(jnp.where(lost.max(axis=1, keepdims=True) > 0, jnp.nan, peak))
-    if len(ends) == 1:
-        return ends[0]
-    lost = jnp.isnan(ends[0]) | jnp.isnan(ends[1])
-    return jnp.where(lost, jnp.nan, jnp.maximum(ends[0], ends[1]))
-
-
-def _lost(x: Array) -> Array:
-    # Maxima of the vector unit need not keep a NaN.
-    return jnp.where(jnp.isnan(x), jnp.ones_like(x), jnp.zeros_like(x))
-
-
-def _scale(peak: Float[Array, "rows 1"], factor: float) -> Float[Array, "rows 1"]:
-    """What `quantize_array` stores of a tile's peak, in float32."""
-    scale = jnp.where(peak == 0, jnp.ones_like(peak), peak * np.float32(factor))
-    scale = jnp.clip(scale, np.float32(_SMALLEST), np.float32(1 / TINY))
-    return jnp.where(jnp.isnan(peak), jnp.nan, scale)
-
-
-def nearest(x: Float[Array, "*dims"], format: Format) -> Float[Array, "*dims"]:
-    """What the code of `format` nearest to each value stands for, in float32; see `encode`.
-
-    Of floats, by adding what pushes all that is to be rounded off out of the mantissa: casts to
-    8-bit floats are long programs on generations that do not have them.
-    """
-    x = jnp.clip(x, np.float32(format.lowest), np.float32(format.highest))
-    if format.integer:
-        return jnp.where(jnp.isnan(x), jnp.zeros_like(x), jnp.round(x))
-    assert format.mantissa is not None
-    bits = lax.bitcast_convert_type(x, jnp.int32)
-    exponent = jnp.maximum(
-        bits & np.int32(0x7F800000), np.int32((127 + format.least_exponent) << 23)
-    )
-    # 1.5 * 2^(exponent + 23 - mantissa): the last bit of that and a value is a code's last bit.
-    shift = exponent + np.int32(((23 - format.mantissa) << 23) + (1 << 22))
-    by = lax.bitcast_convert_type(shift, jnp.float32)
-    return jnp.where(jnp.isnan(x), x, (x + by) - by)

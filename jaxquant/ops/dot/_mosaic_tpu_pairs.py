@@ -23,7 +23,8 @@ from . import _mosaic_tpu_tables as tables
 from ._call import DotCall
 from ._gemm import as_gemm, outputs_first, scale_per_output, weight_side
 from ._grad import product
-from ._mosaic_tpu_codes import CodeBlocks, codes_product, Feed, Pair, Rounding
+from ._mosaic_tpu_codes import CodeBlocks, codes_product, Feed, Pair
+from ._mosaic_tpu_round import Rounding
 from ._partition import Cut, cut_of, dealt_out, local_activations, local_weight
 
 _FLOATS = (E4M3, E5M2)
