@@ -23,7 +23,8 @@ from . import _mosaic_tpu_tables as tables
 from ._call import DotCall
 from ._gemm import as_gemm, outputs_first, scale_per_output, weight_side
 from ._grad import product
-from ._mosaic_tpu_codes import CodeBlocks, codes_product, Feed, Pair, Rounding
+from ._mosaic_tpu_codes import CodeBlocks, codes_product, Feed, Pair
+from ._mosaic_tpu_round import Rounding
 from ._partition import Cut, cut_of, dealt_out, local_activations, local_weight
 
 _FLOATS = (E4M3, E5M2)
@@ -172,7 +173,7 @@ def _multiply(
         values, tile = x.scheme.values, x.tile[1]
     pair = _pair(w, values, tile, generation, rounded if plain else None)
     assert not isinstance(pair, str)
-    blocks = code_blocks(x.shape[0], pair, generation, cores)
+    blocks = code_blocks(x.shape[0], pair, generation, cores, x.dtype.itemsize)
     assert not isinstance(blocks, str)
     x_scale = None
     if not plain:
@@ -255,35 +256,50 @@ def _factors(left: Format, right: Format, k: int, generation: int) -> tuple[Any,
 
 _WIDEST = 1024
 _CODE_BYTES = 2**21
+_LONGEST = 8192
 _LONGEST_WHOLE = 16384
 _ROWS = (512, 256, 128, 64, 32)
 
 
-def code_blocks(rows: int, pair: Pair, generation: int, cores: int = 1) -> CodeBlocks | str:
-    """The blocks for a product, or why there are none."""
+def code_blocks(
+    rows: int, pair: Pair, generation: int, cores: int = 1, plain_bytes: int = 4
+) -> CodeBlocks | str:
+    """The blocks for a product, or why there are none.
+
+    `plain_bytes` is the size of an element of activations that are rounded in the kernel.
+    """
     most, limit = tables.VECTOR_MEMORY[generation]
-    k = pair.k
-    if k > _LONGEST_WHOLE:
-        steps = [d for d in range(_LANES, _LONGEST_WHOLE + 1, _LANES) if k % d == 0]
-        if pair.grouped or not steps:
-            return f"no blocks along {k} fit into a core's memory"
-        k = steps[-1]
+    k = _length(pair)
+    if k is None:
+        return f"no blocks along {pair.k} fit into a core's memory"
     n = 2 ** math.floor(math.log2(_CODE_BYTES / k))
-    n = max(_LANES, min(n, _WIDEST))
-    n = min(n, pair.n) if pair.n < n else n
+    n = min(max(_LANES, min(n, _WIDEST)), pair.n)
     for size in _ROWS:
         if size > tables.MOST_ROWS_AT_ONCE[generation]:
             continue
         blocks = CodeBlocks(rows=min(rows, size), k=k, n=n, vmem=limit)
-        if _bytes(blocks, pair) <= most:
+        if _bytes(blocks, pair, plain_bytes) <= most:
             steps = -(-pair.n // n)
             return dataclasses.replace(blocks, cores=cores if steps % cores == 0 else 1)
     return f"rows of {pair.k} do not fit into a core's memory"
 
 
-def _bytes(blocks: CodeBlocks, pair: Pair) -> int:
+def _length(pair: Pair) -> int | None:
+    """The longest good divisor of `k` that holds whole tiles of both sides."""
+    if pair.k <= _LONGEST:
+        return pair.k
+    tiles = [t for t in (pair.left_group, pair.right_group) if t != pair.k]
+    step = math.lcm(_LANES, *tiles)
+    fitting = [d for d in range(step, _LONGEST + 1, step) if pair.k % d == 0]
+    if not fitting or fitting[-1] < 1024:
+        return pair.k if pair.k <= _LONGEST_WHOLE else max(fitting, default=None)
+    return fitting[-1]
+
+
+def _bytes(blocks: CodeBlocks, pair: Pair, plain_bytes: int) -> int:
     """About what a step takes of a core's memory, with blocks of which two are there at a time."""
     rows, k, n = blocks.rows, blocks.k, blocks.n
-    left = 2 * rows * (4 * pair.k if pair.rounding else k) + rows * pair.k * pair.left.itemsize
+    left = 2 * rows * (plain_bytes * pair.k if pair.rounding else k)
+    kept = rows * pair.k * pair.left.itemsize
     sums = rows * n * 4 * (2 + 2 * pair.grouped + (k != pair.k))
-    return 2 * k * n + left + sums + 2 * rows * n * 4
+    return 2 * k * n + left + kept + sums + 2 * rows * n * 4

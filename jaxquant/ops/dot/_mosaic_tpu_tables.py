@@ -28,7 +28,7 @@ MULTIPLIES_E4M3_BIAS_11 = (5, 6)
 
 _MIB = 2**20
 VECTOR_MEMORY: dict[int, tuple[int, int | None]] = {
-    4: (8 * _MIB, None),
+    4: (9 * _MIB, None),
     5: (36 * _MIB, 48 * _MIB),
     6: (36 * _MIB, 48 * _MIB),
     7: (36 * _MIB, 48 * _MIB),
@@ -36,7 +36,7 @@ VECTOR_MEMORY: dict[int, tuple[int, int | None]] = {
 """Bytes of a core's memory: what a kernel's blocks may fill, and the limit that is set for it."""
 
 
-MOST_ROWS_AT_ONCE = {4: 128, 5: 512, 6: 512, 7: 512}
+MOST_ROWS_AT_ONCE = {4: 64, 5: 512, 6: 512, 7: 512}
 """Rows of activations in a block of codes by codes: with more of them registers spill too much."""
 
 

@@ -8,7 +8,7 @@ import pytest
 from quantized import normal, uneven
 
 from jaxquant.numerics import decode, E4M3, E5M2, encode, Format, INT4, INT8
-from jaxquant.ops.dot._mosaic_tpu_codes import CodeBlocks, codes_product, Feed, nearest, Pair
+from jaxquant.ops.dot._mosaic_tpu_codes import CodeBlocks, codes_product, Feed, Pair
 
 WAYS = {
     # Left format, left dtype, right format, how it is fed, products summed at a time.
@@ -79,16 +79,17 @@ def test_sums_of_codes_are_scaled_once(way: str, blocks: CodeBlocks):
     assert (np.abs(np.asarray(got) - expected) <= allowed).all()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["int8", "int8 by int4 in bfloat16", "e4m3", "e4m3 by bias 11"])
+@pytest.mark.parametrize("step", [512, 256])
 @pytest.mark.parametrize("groups", [(128, 128), (512, 128), (128, 256)])
-def test_the_sums_of_groups_are_scaled_apart(way: str, groups: tuple[int, int]):
+def test_the_sums_of_groups_are_scaled_apart(way: str, groups: tuple[int, int], step: int):
     x, w = _sides(way)
     tiles = [512 // g for g in groups]
     x_scale = abs(uneven(5, tiles[0], seed=3)) + 0.1
     scale = abs(uneven(tiles[1], 300, seed=4)) + 0.1
     got = codes_product(
         x, x_scale, w, scale, None, pair=_pair(way, groups=groups),
-        blocks=CodeBlocks(rows=5, k=512, n=128), out_dtype=jnp.float32, interpret=True,
+        blocks=CodeBlocks(rows=5, k=step, n=128), out_dtype=jnp.float32, interpret=True,
     )  # fmt: skip
     left = _values(x, WAYS[way][0]) * np.repeat(np.asarray(x_scale), groups[0], axis=1)
     right = _values(w, WAYS[way][2]) * np.repeat(np.asarray(scale), groups[1], axis=0)
@@ -161,18 +162,3 @@ def test_bias_is_added_before_the_result_is_rounded():
     whole = product(None, jnp.float32) + bias[None]
     np.testing.assert_array_equal(product(bias, jnp.float32), whole)
     np.testing.assert_array_equal(product(bias, jnp.bfloat16), whole.astype(jnp.bfloat16))
-
-
-@pytest.mark.parametrize("format", [INT8, E4M3, E5M2], ids=str)
-def test_nearest_is_what_the_nearest_code_stands_for(format: Format):
-    bits = np.arange(2**8, dtype=np.uint8).view(format.storage)
-    values = np.unique(np.asarray(bits).astype(np.float32)[np.isfinite(bits.astype(np.float32))])
-    between = (values[1:] + values[:-1]) / 2
-    points = np.concatenate([values, between])
-    x = np.concatenate(
-        [points, np.nextafter(points, np.inf), np.nextafter(points, -np.inf)]
-        + [np.asarray([np.nan, np.inf, -np.inf, -0.0, 2.0**-126, 3e38, -3e38])]
-    ).astype(np.float32)
-    x = jnp.asarray(np.concatenate([x, np.asarray(normal(1000)) * 50]))
-    expected = decode(encode(x, format), format, jnp.float32)
-    np.testing.assert_array_equal(nearest(x, format), expected)

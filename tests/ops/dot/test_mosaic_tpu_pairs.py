@@ -96,6 +96,18 @@ def test_what_is_rounded_otherwise_is_rounded_before():
         assert same_bits(got, dot_general(q, w, ROWS, backend="mosaic_tpu"))
 
 
+@pytest.mark.parametrize("name", ["w8a8", "fp8 blocks"])
+def test_long_rows_are_rounded_whole_and_multiplied_in_steps(name: str):
+    k, n, scheme = 9216, 130, SIDES[name][0]
+    w, x = _weight(name, k, n), normal(3, k, seed=3)
+    case = Case(((3, k), (k, n)), ((1,), (0,)))
+    q = quantize_activation(x, scheme, contracted=(1,))
+    got = _inside(x, w, scheme)
+    assert same_bits(got, dot_general(q, w, ROWS, backend="mosaic_tpu"))
+    moved = np.abs(np.asarray(got) - product(case, q, w))
+    assert (moved <= bound(case, q, w, halves=False)).all()
+
+
 def test_the_plain_side_may_be_the_right_one():
     w = quantize_array(uneven(200, 384).T, SCHEMES["int8 channel"], contracted=(0,))
     x = normal(9, 384, seed=3)
@@ -183,6 +195,7 @@ def test_a_step_fits_into_a_cores_memory():
                 blocks = pairs.code_blocks(rows, pair, generation)
                 assert blocks.rows <= rows and blocks.rows % 32 == 0 or blocks.rows == rows
                 assert blocks.n % 128 == 0 and k % blocks.k == 0
+                assert blocks.k == k or not pair.grouped or blocks.k % pair.group == 0
                 held = blocks.rows * k * (pair.left.itemsize + 8) + 2 * blocks.k * blocks.n
                 assert held <= (blocks.vmem or 16 * 2**20)
     long = dataclasses.replace(pair, k=2**20 + 1)
