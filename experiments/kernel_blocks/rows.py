@@ -2,9 +2,9 @@
 
     python experiments/kernel_blocks/rows.py --target v5e v6e
 
-prints, for each format and number of rows, microseconds of the kernel and of the faster of XLA's two
-programs (that of our dispatch, and a plain dequantize and dot), and the most rows up to which the
-kernel is ahead. `_MOST_ROWS` in `_mosaic_tpu_tables.py` is taken from it.
+prints, for each format and number of rows, microseconds of the kernel and of the faster of XLA's
+two programs (that of our dispatch, and a plain dequantize and dot), and the most rows up to which
+the kernel is ahead. `_MOST_ROWS` in `_mosaic_tpu_tables.py` is taken from it.
 """
 
 import argparse

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jaxquant.aot import Target, TARGETS
+
+from jaxquant.aot import mesh_for, Target, TARGETS
 from jaxquant.cli._compiled_dot import compiled, on_cpu, operands, part_seconds
 from jaxquant.ops._target import target_device
 from jaxquant.ops.dot import _mosaic_tpu as backend
@@ -39,29 +40,31 @@ def product(x: Any, w: Any, weight: Weight, blocks: Blocks) -> Any:
     )
 
 
-def choices(weight: Weight, usual: Blocks, wide: tuple[int, ...]) -> Iterator[Blocks]:
-    """Blocks beside the usual ones: other widths, parts of columns, units and lengths."""
+def choices(weight: Weight, usual: Blocks, wide: tuple[int, ...], others: bool) -> Iterator[Blocks]:
+    """Blocks beside the usual ones: other widths and parts of columns; `others`: units, lengths."""
     least = weight.decoder.least_columns
     widths = sorted({min(n, weight.n) for n in wide if n % least == 0})
-    units = {usual.unit} | ({256} if weight.k % 256 == 0 else set())
-    lengths = {usual.k} | {k for k in (2048, 7168) if weight.k % k == 0 and k < weight.k}
+    units = {usual.unit} | ({256} if others and weight.k % 256 == 0 else set())
+    lengths = {usual.k} | {k for k in (2048, 7168) if others and weight.k % k == 0 and k < weight.k}
     for k, n, unit in itertools.product(sorted(lengths), widths, sorted(units)):
         for columns in sorted({c for c in (128, 256, 512, n) if n % c == 0 and c % least == 0}):
             cores = usual.cores if -(-weight.n // n) % usual.cores == 0 else 1
             yield dataclasses.replace(usual, k=k, n=n, unit=unit, columns=columns, cores=cores)
 
 
-def rows_of(case: Case, target: Target, wide: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+def rows_of(
+    case: Case, target: Target, wide: tuple[int, ...], others: bool
+) -> Iterator[dict[str, Any]]:
     """A row for each choice of blocks."""
-    x, w = operands(case, backend.__name__.rpartition("._")[2])
-    with jax.set_mesh(mesh_of(target)):
+    x, w = operands(case, "mosaic_tpu")
+    with jax.set_mesh(mesh_for(target)):
         device = target_device()
     decoder = backend._decoder(w, device.tpu_generation)
     assert not isinstance(decoder, str), decoder
     weight = backend._weight(w, decoder)
     usual = blocks_for(case.rows, weight, w.scheme.values.bits, target.cores)
     assert not isinstance(usual, str), usual
-    tried = dict.fromkeys([usual, *choices(weight, usual, wide)])
+    tried = dict.fromkeys([usual, *choices(weight, usual, wide, others)])
     for blocks in tried:
         fn = functools.partial(product, weight=weight, blocks=blocks)
         found = compiled(fn, (x, w), target)
@@ -79,12 +82,6 @@ def rows_of(case: Case, target: Target, wide: tuple[int, ...]) -> Iterator[dict[
                 )
             }
         yield row
-
-
-def mesh_of(target: Target) -> Any:
-    from jaxquant.aot import mesh_for
-
-    return mesh_for(target)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -108,7 +105,8 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", type=int, default=[16, 64])
     parser.add_argument("--weight", nargs="+", default=["4096x4096"], help="KxN")
     parser.add_argument("--wide", nargs="+", type=int, default=[256, 512, 1024])
-    parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--others", action="store_true", help="other units and lengths too")
+    parser.add_argument("--json", type=pathlib.Path, help="default: results.json beside this file")
     parser.add_argument("--quick", action="store_true", help="one target, format and width")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -122,11 +120,12 @@ def main() -> None:
         k, n = map(int, text.split("x"))
         linear = Linear(model="", part="", k=k, n=n)
         case = Case(linear=linear, rows=rows, held=HELD[held])
-        for row in rows_of(case, TARGETS[name], tuple(arguments.wide)):
+        for row in rows_of(case, TARGETS[name], tuple(arguments.wide), arguments.others):
             print(line(row), flush=True)
             found.append(row)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    path = arguments.json or pathlib.Path(__file__).with_name("results.json")
+    if not arguments.quick or arguments.json is not None:
+        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

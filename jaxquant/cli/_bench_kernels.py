@@ -46,7 +46,7 @@ def run_kernels(arguments: argparse.Namespace) -> None:
       the last; `first_seconds`: the first blocks, which are waited for and in none of the others;
     - `sides`: for the kernel, XLA by our dispatch, a plain `dequantize` and dot, and bfloat16
       weights, each `hbm_bytes` (main memory to chip and back), `on_chip_bytes` (arrays that XLA
-      keeps on the chip), `accessed_bytes` (XLA's own count, which has both; 0 for kernels) and
+      keeps on the chip), `accessed_bytes` (XLA's own count, which has both) and
       `scheduled_seconds`;
     - `scheduled_ratio` (to the bound), `bytes_ratio` (to those needed), `xla_bytes_ratio` and
       `xla_accessed_ratio` (of the plain dequantize and dot, by either count, to the kernel's

@@ -60,8 +60,8 @@ class Figures:
     """What a compiled program says. Seconds follow from the target's clock and bandwidth.
 
     `hbm_bytes` are moved between the main memory and the chip; `on_chip_bytes` are those of arrays
-    that XLA keeps on the chip; `accessed_bytes` is XLA's own count, which is both (0 for kernels,
-    which it does not look into). `first_bytes` are waited for before the first step.
+    that XLA keeps on the chip; `accessed_bytes` is XLA's own count, which is both (of kernels, what
+    they say). `first_bytes` are waited for before the first step.
     """
 
     hbm_bytes: int
@@ -82,27 +82,20 @@ class Outcome:
     figures: Figures | None = None
 
 
-def operands(case: Case, backend: str) -> tuple[Any, QArray]:
+def operands(case: Case, backend: str) -> tuple[jax.ShapeDtypeStruct, QArray]:
     """Shapes of the activations `[rows, k]` and of the weight `[k, n]` as `backend` reads it."""
     k, n = case.linear.k, case.linear.n
     w = abstract_qarray((k, n), case.dtype, case.scheme, contracted=(0,))
     layout = layout_for(backend, w, (0,), ())
     w = jax.eval_shape(lambda w: relayout(w, layout), w)
-    x = jax.ShapeDtypeStruct((case.rows, k), case.dtype)
-    if case.held.activations is not None:
-        x = abstract_qarray(x.shape, case.dtype, case.held.activations, contracted=(1,))
-    return x, w
+    return jax.ShapeDtypeStruct((case.rows, k), case.dtype), w
 
 
 def needed_bytes(case: Case) -> int:
     """Bytes of codes, scales, zero points, activations and output: each once, as it is stored."""
-    k, n = case.linear.k, case.linear.n
     total = _held_bytes(operands(case, "reference")[1], case.scheme)
-    item = jnp.dtype(case.dtype).itemsize
-    total += case.rows * n * item
-    if case.held.activations is None:
-        return total + case.rows * k * item
-    return total + _held_bytes(operands(case, "reference")[0], case.held.activations)
+    elements = case.rows * (case.linear.k + case.linear.n)
+    return total + elements * jnp.dtype(case.dtype).itemsize
 
 
 def _held_bytes(q: QArray, scheme: Scheme) -> int:
@@ -119,9 +112,11 @@ def _held_bytes(q: QArray, scheme: Scheme) -> int:
 _NUMBERS = (((1,), (0,)), ((), ()))
 
 
-def dot_by(backend: str, dtype: Any) -> Callable[..., Any]:
-    """The dot by a named backend."""
-    return lambda x, w: dot_general(x, w, _NUMBERS, out_dtype=dtype, backend=backend)
+def dot_by(case: Case, backend: str) -> Callable[..., Any]:
+    """The dot of a case by a named backend, which rounds activations if it can."""
+    return lambda x, w: dot_general(
+        x, w, _NUMBERS, out_dtype=case.dtype, activations=case.held.activations, backend=backend
+    )
 
 
 def dequantized_dot(x: Any, w: Any) -> Any:
@@ -132,7 +127,7 @@ def dequantized_dot(x: Any, w: Any) -> Any:
 
 def compile_dot(case: Case, backend: str, target: Target, *, schedule: bool = True) -> Outcome:
     """Compiles the dot of a case by a named backend, through the dispatch that models use."""
-    return compiled(dot_by(backend, case.dtype), operands(case, backend), target, schedule=schedule)
+    return compiled(dot_by(case, backend), operands(case, backend), target, schedule=schedule)
 
 
 def compiled(

@@ -32,7 +32,7 @@ def test_a_call_that_fails_makes_the_command_fail(jaxquant, tmp_path, monkeypatc
     options = ("--quick", "--jobs", 1, "--target", "v5e", "--json", tmp_path / "m.json")
     ran = jaxquant("bench", "compile-matrix", *options)
     assert ran.code == 1
-    assert f"FAILED, {len(KERNELS)}, as nf4 g64 16x4096x4096" in ran.out
+    assert f"FAILED, {len(KERNELS)}, as nf4 g64 16x1024x2048" in ran.out
     assert "Mosaic says no" in ran.out and f"refused, {len(KERNELS) * (len(HELD) - 1)}" in ran.out
     written = json.loads((tmp_path / "m.json").read_text())
     assert written["failed"] == len(KERNELS)

@@ -32,9 +32,8 @@ def test_needed_bytes_by_hand(name, expected):
     assert needed_bytes(_case(name)) == expected + 2 * 16 * (1024 + 512)
 
 
-def test_needed_bytes_of_quantized_activations():
-    weight, out = 1024 * 512 + 4 * 512, 2 * 16 * 512
-    assert needed_bytes(_case("w8a8 int8")) == weight + out + 16 * 1024 + 4 * 16
+def test_activations_come_as_they_are_and_are_rounded_by_the_kernel():
+    assert needed_bytes(_case("w8a8 int8")) == needed_bytes(_case("int8"))
 
 
 def _program(grid, conditional, bundles=1000):
@@ -97,7 +96,7 @@ def test_a_call_is_compiled_refused_or_fails():
 
     x = jax.ShapeDtypeStruct((8, 16), jnp.float32)
     failed = compiled(bad, (x,), target, schedule=False)
-    assert failed.status is Status.FAILED and "TypeError" in failed.reason
+    assert failed.status is Status.FAILED and "ValueError" in failed.reason
 
 
 @pytest.mark.aot

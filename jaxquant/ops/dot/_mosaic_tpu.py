@@ -22,7 +22,7 @@ from ._gemm import as_gemm, outputs_first, refuses_shape, scale_per_output, weig
 from ._grad import product
 from ._mosaic_tpu_blocks import blocks_for
 from ._mosaic_tpu_decode import Cast, Decoder, Lookup, Nibbles, Packed
-from ._mosaic_tpu_weight import Weight, weight_product
+from ._mosaic_tpu_weight import Blocks, TERMS, Weight, weight_product
 from ._partition import cut_of, dealt_out, local_weight
 
 _READY_SCALES = (FLOAT32, BFLOAT16, E8M0)
@@ -61,13 +61,28 @@ def refuses(call: DotCall) -> str | None:
         return decoder
     if isinstance(decoder, Lookup) and x.dtype == jnp.float32 and not _exact(w.scheme.values):
         return f"bfloat16 does not hold the table of {w.scheme.values}, and activations are float32"
-    blocks = blocks_for(rows, _weight(w, decoder), w.scheme.values.bits)
-    return blocks if isinstance(blocks, str) else None
+    weight = _weight(w, decoder)
+    blocks = blocks_for(rows, weight, w.scheme.values.bits)
+    if isinstance(blocks, str):
+        return blocks
+    return _refuses_memory(blocks, weight, x.dtype, tables.generation(call))
 
 
 def rounds(call: DotCall) -> bool:
     """Whether the plain side is rounded to `call.activations` inside the product."""
     return refuses_shape(call) is None and pairs.refuses_rounding(call) is None
+
+
+def _refuses_memory(blocks: Blocks, weight: Weight, dtype: Any, generation: int) -> str | None:
+    """Why activations that are kept for several steps along `k` do not fit, or `None`."""
+    terms = TERMS if dtype == jnp.float32 else 1
+    kept, most = 2 * terms * blocks.rows * weight.k, tables.VECTOR_MEMORY[generation][0] // 2
+    if blocks.k == weight.k or kept <= most:
+        return None
+    return (
+        f"{blocks.rows} rows of {weight.k} activations in {dtype} take {kept} bytes of a core's "
+        f"memory, of which they may take {most}"
+    )
 
 
 def loses(call: DotCall) -> str | None:
@@ -224,6 +239,7 @@ def _multiply(
         blocks=blocks,
         out_dtype=out_dtype,
         layer=None if layer is None else layer.index,
+        vmem_bytes=tables.VECTOR_MEMORY[generation][1],
         interpret=interpret,
     )
 

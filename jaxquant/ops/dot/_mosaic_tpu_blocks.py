@@ -14,6 +14,8 @@ _SHORTEST = 1024
 _WIDEST = 1024
 _NARROWEST = 256
 _MOST_ROWS = 128
+# Activations that are kept for all tiles of columns: a quarter of what v4 has for everything.
+_KEPT_BYTES = 2**22
 # Where no part of a weight along `k` is of a good size, it is taken whole, if a block of the
 # narrowest columns has no more bytes than this.
 _WHOLE_BYTES = 2**22
@@ -37,16 +39,24 @@ def blocks_for(rows: int, weight: Weight, bits: int, cores: int = 1) -> Blocks |
     if k is None:
         return f"no blocks along {weight.k} hold whole groups of {weight.group}"
     n = _width(weight, k, bits)
-    if rows > _FEW_ROWS and weight.n >= _MANY_COLUMNS and n < _WIDEST:
-        n = _WIDEST
+    if bits <= 4 and rows > _FEW_ROWS and weight.n >= _MANY_COLUMNS:
+        n = max(n, _WIDEST)
     return Blocks(
-        rows=min(rows, _MOST_ROWS),
+        rows=_rows(rows, weight.k, k),
         k=k,
         n=n,
         unit=unit,
         columns=_columns(weight, n),
         cores=cores if -(-weight.n // n) % cores == 0 else 1,
     )
+
+
+def _rows(rows: int, whole: int, k: int) -> int:
+    """How many rows to take at a time: where there are several steps along `k`, all are kept."""
+    most = _MOST_ROWS
+    while whole > k and 2 * most * whole > _KEPT_BYTES:
+        most //= 2
+    return min(rows, most)
 
 
 def _unit(weight: Weight) -> int | None:

@@ -153,8 +153,8 @@ def _cost(
 
 
 def _bytes(x: Array) -> int:
-    """Bytes of an array on a TPU, where two 4-bit integers share one."""
-    bits = 4 if x.dtype in (jnp.int4, jnp.uint4) else 8 * x.dtype.itemsize
+    """Bytes of an array on a TPU, where two 4-bit numbers share one."""
+    bits = 4 if x.dtype in (jnp.int4, jnp.uint4, jnp.float4_e2m1fn) else 8 * x.dtype.itemsize
     return x.size * bits // 8
 
 

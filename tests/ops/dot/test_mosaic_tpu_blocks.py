@@ -25,6 +25,10 @@ def test_blocks_hold_whole_units_and_groups(k: int, group: int | None, decoder, 
     if group == 128 and k == 576 or group == 128 and k == 192:
         # The last group is short: one block holds all of them.
         assert isinstance(blocks, Blocks) and blocks.k == k
+    if group is not None and k % (8 * group) and k * 1024 * bits // 8 > 2**22 and bits == 3:
+        # Parts of whole groups are none, by eights, and whole columns are too many.
+        assert blocks == f"no blocks along {k} hold whole groups of {group}"
+        return
     assert isinstance(blocks, Blocks), blocks
     assert k % blocks.k == 0 and blocks.k % blocks.unit == 0
     assert blocks.unit % decoder.least_unit == 0 and blocks.n % decoder.least_columns == 0
@@ -33,7 +37,23 @@ def test_blocks_hold_whole_units_and_groups(k: int, group: int | None, decoder, 
     assert blocks.unit % whole == 0 or whole % blocks.unit == 0 or whole == k
     # Two blocks of codes are on their way at once, in at most half of 16 MB.
     assert 2 * blocks.k * blocks.n * bits / 8 <= 2**23
-    assert blocks.rows == 128
+    # Activations that are kept for several steps along `k` fill at most a quarter of that.
+    assert blocks.rows == 128 or blocks.k < k
+    assert blocks.k == k or 2 * blocks.rows * k <= 2**22
+
+
+def test_scales_come_eight_groups_at_a_time():
+    # Mosaic wants it of a block that is not the whole array.
+    weight = Weight(k=14336, n=4096, group=128, decoder=Nibbles(signed=True))
+    blocks = blocks_for(16, weight, 4)
+    assert isinstance(blocks, Blocks) and blocks.k < 14336 and blocks.k % (8 * 128) == 0
+
+
+def test_many_columns_are_read_in_wider_blocks_where_there_are_rows_to_multiply():
+    weight = Weight(k=4096, n=14336, group=128, decoder=Nibbles(signed=True))
+    few, many = blocks_for(16, weight, 4), blocks_for(64, weight, 4)
+    assert isinstance(few, Blocks) and isinstance(many, Blocks)
+    assert (few.n, many.n, many.columns) == (512, 1024, 512)
 
 
 def test_cores_get_the_same_number_of_tiles_or_one_gets_all():
