@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -195,18 +195,24 @@ def _operations(counts: Mapping[str, float]) -> str:
 
 
 def _exchange_table(steps: Steps) -> Any:
-    made = table("collectives of one device", "array", "runs", "bytes each", "bytes", "carries")
+    made = table("collectives of one device", "array", "runs", "each", "in all", "carries")
     for name, step in steps.items():
         for each in collectives(step):
             made.add_row(
                 f"{name}: {each['kind']}",
-                " ".join(each["shapes"]),
+                _arrays(each["shapes"]),
                 str(each["runs"]),
                 size_text(each["bytes"]),
                 size_text(each["bytes"] * each["runs"]),
-                "weights" if each["weights"] else "activations",
+                "weights" if each["weights"] else "values",
             )
     return made
+
+
+def _arrays(shapes: Sequence[str]) -> str:
+    """The first array, and how many there are; flags of an asynchronous pair are none."""
+    arrays = [shape for shape in shapes if not shape.startswith("u32[]")]
+    return arrays[0] if len(arrays) == 1 else f"{arrays[0]}, {len(arrays) - 1} more"
 
 
 def _verdict(laid: LaidOut, steps: Steps) -> list[str]:
