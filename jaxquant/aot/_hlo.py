@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from ._hlo_text import Computation, Instruction, Module, read_module, Shape
 
-_COLLECTIVES = (
+COLLECTIVES = (
     "all-gather",
     "all-reduce",
     "reduce-scatter",
@@ -230,7 +230,7 @@ class _Walk:
     def _exchanges(self, each: Instruction) -> Iterator[tuple[str, Instruction]]:
         """The collectives that an instruction is, or holds (a fusion, a call of another core)."""
         kind = each.opcode.removesuffix("-start")
-        if kind in _COLLECTIVES:
+        if kind in COLLECTIVES:
             yield kind, each
         for name in (*each.names("calls"), *each.names("to_apply")):
             inside = self.module.computations.get(name)

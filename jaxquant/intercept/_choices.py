@@ -30,11 +30,11 @@ class Choices:
     ) -> None:
         """Notes what computes a product whose weights `jaxquant.prepare` has stored."""
         first = named or preferred_backend()
-        sides = [
+        left, right = (
             _prepared(x, summed, first) if isinstance(x, QArray) else x
             for x, summed in zip((lhs, rhs), dimension_numbers[0], strict=True)
-        ]
-        name, reasons = choose_backend(make_call(*sides, dimension_numbers, **settings), named)
+        )
+        name, reasons = choose_backend(make_call(left, right, dimension_numbers, **settings), named)
         self._found.setdefault(site, (name, reasons.get(first)))
 
 

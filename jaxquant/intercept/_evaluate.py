@@ -62,7 +62,10 @@ class Use:
 
 @runtime_checkable
 class Mode(Protocol):
-    """What is done at a site. One that `flattens` evaluates bodies in line, loops step by step."""
+    """What is done at a site. One that `flattens` evaluates bodies in line, loops step by step.
+
+    To one that `reads_stacks`, loops over stacked weights tell where each step's weights lie.
+    """
 
     tracks_constants: bool
     collects: bool

@@ -89,14 +89,10 @@ class Infer:
     ):
         self.plan = plan
         self.choices = choices
+        self.reads_stacks = (backend or preferred_backend()) == "mosaic_tpu"
         self.backend = backend
         self.rounding = rounding
         self.products = rounding and any(site.op == PRODUCT for site in plan.sites)
-
-    @property
-    def reads_stacks(self) -> bool:
-        """Whether a loop over stacked weights tells where each step's weights lie in the stack."""
-        return (self.backend or preferred_backend()) == "mosaic_tpu"
 
     def site_plan(self, use: Use) -> SitePlan | None:
         """The plan of a site; one that only this call reaches does as its siblings do.

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from ..qarray._sharding import replicated_axes
 from ._explicit import explicit_sharding
@@ -64,4 +64,5 @@ def weight_sharding(weight: Weight, plan: Plan) -> NamedSharding | None:
 
 def _automatic(mesh: AbstractMesh) -> AbstractMesh:
     """The same mesh with axes that XLA looks after."""
-    return AbstractMesh(mesh.axis_sizes, mesh.axis_names)
+    kinds = (AxisType.Auto,) * len(mesh.axis_names)
+    return AbstractMesh(mesh.axis_sizes, mesh.axis_names, kinds)

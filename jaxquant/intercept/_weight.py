@@ -67,12 +67,20 @@ class Weight:
 
     def view(self, value: Any, axes: tuple[tuple[int, ...], ...]) -> "Weight":
         """The same parameter, seen differently."""
-        return dataclasses.replace(self, value=value, axes=axes, layer=None)
+        # A cast of a QArray changes what it stands for, and none of its arrays.
+        same = axes == self.axes and _same_arrays(value, self.value)
+        layer = self.layer if same else None
+        return dataclasses.replace(self, value=value, axes=axes, layer=layer)
 
     def with_state(self, state: Any, axes: tuple[tuple[int, ...], ...] | None = None) -> "Weight":
         """The same weight with other state, whose leading axes are `axes`, or the same ones."""
         axes = self.state_axes if axes is None else axes
         return dataclasses.replace(self, state=state, state_axes=axes)
+
+
+def _same_arrays(a: Any, b: Any) -> bool:
+    leaves = jax.tree.leaves(a), jax.tree.leaves(b)
+    return len(leaves[0]) == len(leaves[1]) and all(x is y for x, y in zip(*leaves, strict=True))
 
 
 @jax.tree_util.register_dataclass

@@ -58,7 +58,8 @@ def tpu_call(
     `chosen` are integers that the index functions of the specs are given last; kernels do not see
     them. `cost`, operations and bytes moved, is what XLA plans the kernel with.
     """
-    params = _TPUCompilerParams(dimension_semantics=tuple(semantics), vmem_limit_bytes=vmem_bytes)
+    named: Any = tuple(semantics)
+    params = _TPUCompilerParams(dimension_semantics=named, vmem_limit_bytes=vmem_bytes)
     where: dict[str, Any] = {"compiler_params": params, "interpret": interpret, "name": name}
     if cost is not None:
         where["cost_estimate"] = _CostEstimate(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from jax.sharding import AbstractDevice, AbstractMesh
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 import jaxquant as jq
 
@@ -21,13 +21,15 @@ def _plan(rows: int) -> jq.Plan:
     scheme = jq.Scheme(values=jq.INT4, tile=jq.Tile(contracted=64))
     recipe = jq.Recipe(name="all", rules=(jq.Rule(match="*", weights=scheme),))
     x = jax.ShapeDtypeStruct((rows, 256), jnp.bfloat16)
-    variables = jax.eval_shape(Two().init, jax.random.key(0), x)
+    variables = jax.eval_shape(lambda x: Two().init(jax.random.key(0), x), x)
     return jq.plan(Two(), variables, x, recipe=recipe)
 
 
 def _on(kind: str, devices: int = 1):
     device = AbstractDevice(device_kind=kind, num_cores=1, platform="tpu")
-    return jax.sharding.use_abstract_mesh(AbstractMesh((devices,), ("x",), abstract_device=device))
+    return jax.sharding.use_abstract_mesh(
+        AbstractMesh((devices,), ("x",), (AxisType.Auto,), abstract_device=device)
+    )
 
 
 def test_on_this_cpu():

@@ -3,14 +3,14 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from jaxquant.ops._target import Device, target_device
 
 
 def _mesh(kind: str, cores: int, platform: str) -> AbstractMesh:
     device = AbstractDevice(device_kind=kind, num_cores=cores, platform=platform)
-    return AbstractMesh((1,), ("x",), abstract_device=device)
+    return AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=device)
 
 
 def test_without_a_mesh_it_is_the_one_that_jax_runs_on():
@@ -22,16 +22,18 @@ def test_without_a_mesh_it_is_the_one_that_jax_runs_on():
 def test_a_mesh_in_force_says_which_chip_it_is_and_a_jitted_function_is_traced_for_each():
     seen = []
 
+    x = jnp.zeros(3)
+
     @jax.jit
     def f(x):
         seen.append(target_device())
         return x
 
     with jax.sharding.use_abstract_mesh(_mesh("TPU v5 lite", 1, "tpu")):
-        f.trace(jnp.zeros(3))
+        f.trace(x)
     with jax.sharding.use_abstract_mesh(_mesh("TPU v4", 2, "tpu")):
-        f.trace(jnp.zeros(3))
-    f.trace(jnp.zeros(3))
+        f.trace(x)
+    f.trace(x)
     assert seen == [
         Device(platform="tpu", kind="TPU v5 lite"),
         Device(platform="tpu", kind="TPU v4", cores=2),

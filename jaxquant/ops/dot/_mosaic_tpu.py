@@ -166,14 +166,14 @@ def _packing(values: Format) -> int | None:
 
 def _decoder(w: QArray, generation: int) -> Decoder | str:
     """How codes become factors, or why they do not."""
-    values, packed = w.scheme.values, w.layout.packed
-    if _packing(values) is not None:
-        if packed != _packing(values):
+    values, packed, block = w.scheme.values, w.layout.packed, _packing(w.scheme.values)
+    if block is not None:
+        if packed != block:
             return (
-                f"codes of {values} are read in packed blocks of {_packing(values)} outputs, which "
+                f"codes of {values} are read in packed blocks of {block} outputs, which "
                 "`jaxquant.prepare` makes where they divide the outputs"
             )
-        return Packed(format=values, block=packed)
+        return Packed(format=values, block=block)
     if packed is not None or w.layout.wide:
         return f"codes of {values} are read unpacked, as `jaxquant.prepare` stores them"
     if values.integer and values.bits == 8 or values in _CAST:

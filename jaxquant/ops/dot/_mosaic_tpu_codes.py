@@ -5,10 +5,8 @@ bfloat16 in float32, of at most 1024 products at a time (`128 * 128 * 1024 = 2^2
 in int32. 8-bit floats are summed in float32. Where a scale spans all of `k` the sums are scaled
 once; else each group's sum is, and these are added in float32.
 
-Activations may come plain: with the first tile of columns they are rounded, row by row, as
-`quantize_activation` rounds them, and codes and scales are kept for the other tiles. The bits are
-the same: maxima and products round alike everywhere, and for the one reciprocal a row Mosaic and
-XLA emit the same instructions on each generation.
+Activations may come plain: with the first tile of columns they are rounded, row by row, and codes
+and scales are kept for the other tiles.
 """
 
 import dataclasses
@@ -21,14 +19,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-from ...numerics import Format
-from ...numerics._scale import TINY
 from .. import _pallas as pallas
+from ._mosaic_tpu_round import round_rows, Rounding
 
-_ROWS = 32
-"""Rows that are rounded at a time: as many as a register of bytes has."""
 _LANES = 128
-_SMALLEST = np.finfo(np.float32).tiny
 
 
 class Feed(enum.Enum):
@@ -43,24 +37,13 @@ class Feed(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rounding:
-    """How plain activations become codes: of a tile, the highest code stands for its peak.
-
-    `group` neighbours along `k` share a scale, which is `factor` times their peak.
-    """
-
-    format: Format
-    factor: float
-    group: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
     """How the two sides of a product are held and multiplied: the static side of the kernel.
 
     Within `group` neighbours along `k` the scales of both sides are constant; `left_group` and
     `right_group` are the tiles of each. `left` is the dtype that codes of the left side are
-    multiplied in. `longest` is how many products may be summed at a time.
+    multiplied in. `longest` is how many products may be summed at a time. With `tiled`, scales of
+    the weight come one for 128 columns.
     """
 
     k: int
@@ -72,6 +55,7 @@ class Pair:
     left: np.dtype
     right: Feed
     longest: int
+    tiled: bool = False
     rounding: Rounding | None = None
 
     @property
@@ -97,7 +81,7 @@ def codes_product(
     x: Shaped[Array, "rows k"],
     x_scale: Float[Array, "rows tiles"] | None,
     codes: Shaped[Array, "k n"],
-    scale: Float[Array, "groups n"],
+    scale: Float[Array, "groups n"] | Float[Array, "steps groups wide"],
     bias: Float[Array, " n"] | None,
     *,
     pair: Pair,
@@ -105,7 +89,10 @@ def codes_product(
     out_dtype: Any,
     interpret: bool = False,
 ) -> Float[Array, "rows n"]:
-    """`(x * x_scale) @ (codes * scale) + bias`; without `x_scale`, `x` is rounded here."""
+    """`(x * x_scale) @ (codes * scale) + bias`; without `x_scale`, `x` is rounded here.
+
+    `scale` is by step of columns, group and tile if `pair.tiled`.
+    """
     rows = x.shape[0]
     kernel = _Kernel(pair=pair, blocks=blocks, bias=bias is not None, plain=np.dtype(x.dtype))
     n_steps = -(-pair.n // blocks.n) // blocks.cores
@@ -118,14 +105,27 @@ def codes_product(
     operands: list[Any] = [x]
     specs = [pallas.BlockSpec(x_block, lambda c, m, n, k: (m, 0 if pair.rounding else k))]
     if x_scale is not None:
-        operands.append(x_scale)
-        shape = (blocks.rows, x_scale.shape[1])
-        specs.append(pallas.BlockSpec(shape, lambda c, m, n, k: (m, 0)))
-    operands += [codes, scale]
-    specs += [
-        pallas.BlockSpec((blocks.k, blocks.n), lambda c, m, n, k: (k, column(c, n))),
-        pallas.BlockSpec((scale.shape[0], blocks.n), lambda c, m, n, k: (0, column(c, n))),
-    ]
+        by_step = x_scale.reshape(rows, kernel.left_steps, -1).transpose(1, 0, 2)
+        operands.append(by_step)
+        shape = (1, blocks.rows, by_step.shape[2])
+        several = kernel.left_steps > 1
+        specs.append(pallas.BlockSpec(shape, lambda c, m, n, k: (k if several else 0, m, 0)))
+    operands += [codes, kernel.by_step(scale)]
+    steps = kernel.right_steps > 1
+    specs.append(pallas.BlockSpec((blocks.k, blocks.n), lambda c, m, n, k: (k, column(c, n))))
+    shape = operands[-1].shape
+    if pair.tiled:
+        specs.append(
+            pallas.BlockSpec(
+                (1, 1, *shape[2:]), lambda c, m, n, k: (k if steps else 0, column(c, n), 0, 0)
+            )
+        )
+    else:
+        specs.append(
+            pallas.BlockSpec(
+                (1, shape[1], blocks.n), lambda c, m, n, k: (k if steps else 0, 0, column(c, n))
+            )
+        )
     if bias is not None:
         operands.append(bias.reshape(1, -1))
         specs.append(pallas.BlockSpec((1, blocks.n), lambda c, m, n, k: (0, column(c, n))))
@@ -155,6 +155,23 @@ class _Kernel:
         return self.pair.k // self.blocks.k
 
     @property
+    def left_steps(self) -> int:
+        """In how many parts along `k` scales of the left side are read."""
+        return 1 if self.pair.left_group == self.pair.k else self.k_steps
+
+    @property
+    def right_steps(self) -> int:
+        return 1 if self.pair.right_group == self.pair.k else self.k_steps
+
+    def by_step(self, scale: Array) -> Array:
+        """The weight's scales with an axis for these parts in front."""
+        steps = self.right_steps
+        if not self.pair.tiled:
+            return scale.reshape(steps, -1, scale.shape[1])
+        columns, _, tiles = scale.shape
+        return scale.reshape(columns, steps, -1, tiles).transpose(1, 0, 2, 3)
+
+    @property
     def kept(self) -> bool:
         """Whether the left factors are made here, for all tiles of columns."""
         return self.pair.rounding is not None or self.plain != self.pair.left or self._sixteenths
@@ -173,8 +190,8 @@ class _Kernel:
         if self.kept:
             held.append(pallas.VMEM((self.k_steps, rows, self.blocks.k), self.pair.left))
         if self.pair.rounding:
-            tiles = -(-self.pair.k // self.pair.rounding.group)
-            held.append(pallas.VMEM((rows, tiles), jnp.float32))
+            tiles = -(-self.pair.k // self.pair.rounding.group) // self.left_steps
+            held.append(pallas.VMEM((self.left_steps, rows, tiles), jnp.float32))
         if self.k_steps > 1:
             held.append(pallas.VMEM((rows, self.blocks.n), self._sum_dtype))
         return held
@@ -189,11 +206,12 @@ class _Kernel:
         x_scale_ref = rest.pop(0) if x_scale_ref is None else x_scale_ref
         k = pallas.program_id(3)
         first = pallas.program_id(2) == 0
-        if self.pair.rounding is not None:
+        rounding = self.pair.rounding
+        if rounding is not None:
 
             @pallas.when(first & (k == 0))
             def _() -> None:
-                self._round(x_ref, kept_ref, x_scale_ref)
+                round_rows(x_ref, kept_ref, x_scale_ref, rounding, self._left)
 
         elif kept_ref is not None:
 
@@ -202,16 +220,19 @@ class _Kernel:
                 kept_ref[k] = self._left(x_ref[...])
 
         left_ref = x_ref if kept_ref is None else kept_ref.at[k]
+        here = k if rounding and self.left_steps > 1 else 0
+        x_scale_ref = x_scale_ref.at[here]
         if self.pair.grouped:
-            self._finish(
-                self._scaled_sums(left_ref, x_scale_ref, w_ref, scale_ref), bias_ref, out_ref
-            )
-            return
-        sums = self._sums(left_ref, w_ref, 0, self.blocks.k)
+            sums = self._scaled_sums(left_ref, x_scale_ref, w_ref, scale_ref)
+        else:
+            sums = self._sums(left_ref, w_ref, 0, self.blocks.k)
 
-        def finish(sums: Array) -> None:
-            y = sums.astype(jnp.float32) * x_scale_ref[...] * scale_ref[...]
-            self._finish(y, bias_ref, out_ref)
+        def finish(y: Array) -> None:
+            if not self.pair.grouped:
+                y = y.astype(jnp.float32) * x_scale_ref[...] * self._scales(scale_ref)
+            if bias_ref is not None:
+                y = y + bias_ref[...].astype(jnp.float32)
+            out_ref[...] = y.astype(out_ref.dtype)
 
         if self.k_steps == 1:
             finish(sums)
@@ -230,23 +251,27 @@ class _Kernel:
         def _() -> None:
             finish(sum_ref[...] + sums)
 
-    def _finish(self, y: Array, bias_ref: Any, out_ref: Any) -> None:
-        if bias_ref is not None:
-            y = y + bias_ref[...].astype(jnp.float32)
-        out_ref[...] = y.astype(out_ref.dtype)
-
     def _scaled_sums(
         self, left_ref: Any, x_scale_ref: Any, w_ref: Any, scale_ref: Any
     ) -> Float[Array, "rows n"]:
-        total = None
-        for start in range(0, self.pair.k, self.pair.group):
-            size = min(self.pair.group, self.pair.k - start)
+        pair, end = self.pair, self.blocks.k
+        total, scales = None, self._scales(scale_ref)
+        for start in range(0, end, pair.group):
+            size = min(pair.group, end - start)
             sums = self._sums(left_ref, w_ref, start, size).astype(jnp.float32)
-            i, j = start // self.pair.left_group, start // self.pair.right_group
-            scaled = sums * x_scale_ref[:, i : i + 1] * scale_ref[j : j + 1, :]
+            i, j = start // pair.left_group, start // pair.right_group
+            scaled = sums * x_scale_ref[:, i : i + 1] * scales[j : j + 1, :]
             total = scaled if total is None else total + scaled
         assert total is not None
         return total
+
+    def _scales(self, scale_ref: Any) -> Float[Array, "groups n"]:
+        if not self.pair.tiled:
+            return scale_ref[0]
+        tiles = scale_ref[0, 0]
+        shape = (tiles.shape[0], _LANES)
+        wide = [jnp.broadcast_to(tiles[:, i : i + 1], shape) for i in range(tiles.shape[1])]
+        return jnp.concatenate(wide, axis=1)[:, : self.blocks.n]
 
     def _sums(self, left_ref: Any, w_ref: Any, start: int, size: int) -> Shaped[Array, "rows n"]:
         """Sums of products of codes from `start` on: int32 of integers, else float32."""
@@ -286,84 +311,3 @@ class _Kernel:
                 # The sign stays where another bit of the byte is set: these carry into its place.
                 words = words & (((words & low) + low) | low)
                 return pallas.bitcast(words, jnp.float8_e4m3b11fnuz)
-
-    def _round(self, x_ref: Any, kept_ref: Any, scale_ref: Any) -> None:
-        rows = self.blocks.rows
-        if rows % _ROWS == 0 and rows > _ROWS:
-
-            def step(i: Any, _: Any) -> None:
-                self._round_rows(x_ref, kept_ref, scale_ref, pallas.ds(i * _ROWS, _ROWS))
-
-            lax.fori_loop(0, rows // _ROWS, step, None)
-            return
-        for at in range(0, rows, _ROWS):
-            size = min(_ROWS, rows - at)
-            self._round_rows(x_ref, kept_ref, scale_ref, pallas.ds(at, size))
-
-    def _round_rows(self, x_ref: Any, kept_ref: Any, scale_ref: Any, rows: Any) -> None:
-        rounding, k = self.pair.rounding, self.pair.k
-        assert rounding is not None
-        for tile, start in enumerate(range(0, k, rounding.group)):
-            end = min(start + rounding.group, k)
-            runs = [slice(at, min(at + _LANES, end)) for at in range(start, end, _LANES)]
-            scale = _scale(_peak([x_ref[rows, run] for run in runs]), rounding.factor)
-            scale_ref[rows, tile : tile + 1] = scale
-            inverse = 1.0 / scale
-            for run in runs:
-                x = x_ref[rows, run].astype(jnp.float32) * inverse
-                step, at = divmod(run.start, self.blocks.k)
-                width = run.stop - run.start
-                kept_ref[step, rows, at : at + width] = self._left(nearest(x, rounding.format))
-
-
-def _peak(parts: list[Array]) -> Float[Array, "rows 1"]:
-    """`numerics.peak` of parts that lie side by side, all but the last of one width."""
-    ends = []
-    whole = [p for p in parts if p.shape == parts[0].shape]
-    for run in (whole, parts[len(whole) :]):
-        if not run:
-            continue
-        high = low = run[0].astype(jnp.float32)
-        lost = _lost(high)
-        for part in run[1:]:
-            x = part.astype(jnp.float32)
-            high, low = jnp.maximum(high, x), jnp.minimum(low, x)
-            lost = jnp.maximum(lost, _lost(x))
-        peak = jnp.maximum(high.max(axis=1, keepdims=True), -low.min(axis=1, keepdims=True))
-        ends.append(jnp.where(lost.max(axis=1, keepdims=True) > 0, jnp.nan, peak))
-    if len(ends) == 1:
-        return ends[0]
-    lost = jnp.isnan(ends[0]) | jnp.isnan(ends[1])
-    return jnp.where(lost, jnp.nan, jnp.maximum(ends[0], ends[1]))
-
-
-def _lost(x: Array) -> Array:
-    # Maxima of the vector unit need not keep a NaN.
-    return jnp.where(jnp.isnan(x), jnp.ones_like(x), jnp.zeros_like(x))
-
-
-def _scale(peak: Float[Array, "rows 1"], factor: float) -> Float[Array, "rows 1"]:
-    """What `quantize_array` stores of a tile's peak, in float32."""
-    scale = jnp.where(peak == 0, jnp.ones_like(peak), peak * np.float32(factor))
-    scale = jnp.clip(scale, np.float32(_SMALLEST), np.float32(1 / TINY))
-    return jnp.where(jnp.isnan(peak), jnp.nan, scale)
-
-
-def nearest(x: Float[Array, "rows k"], format: Format) -> Float[Array, "rows k"]:
-    """What the code of `format` nearest to each value stands for, in float32; see `encode`.
-
-    Of floats, by adding what pushes all that is to be rounded off out of the mantissa: casts to
-    8-bit floats are long programs on generations that do not have them.
-    """
-    x = jnp.clip(x, np.float32(format.lowest), np.float32(format.highest))
-    if format.integer:
-        return jnp.where(jnp.isnan(x), jnp.zeros_like(x), jnp.round(x))
-    assert format.mantissa is not None
-    bits = lax.bitcast_convert_type(x, jnp.int32)
-    exponent = jnp.maximum(
-        bits & np.int32(0x7F800000), np.int32((127 + format.least_exponent) << 23)
-    )
-    # 1.5 * 2^(exponent + 23 - mantissa): the last bit of that and a value is a code's last bit.
-    shift = exponent + np.int32(((23 - format.mantissa) << 23) + (1 << 22))
-    by = lax.bitcast_convert_type(shift, jnp.float32)
-    return jnp.where(jnp.isnan(x), x, (x + by) - by)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from ...numerics import AbsMax, Convention, E4M3, E5M2, FLOAT32, Format
 from ...qarray import QArray, Scheme
+from ...qarray._qarray import scale_values
 from ...qarray._scheme import tile_shape
 from .._activations import undifferentiated
 from .._factors import common_tile, kept_scale, refuses_codes, refuses_sum
@@ -22,7 +23,8 @@ from . import _mosaic_tpu_tables as tables
 from ._call import DotCall
 from ._gemm import as_gemm, outputs_first, scale_per_output, weight_side
 from ._grad import product
-from ._mosaic_tpu_codes import CodeBlocks, codes_product, Feed, Pair, Rounding
+from ._mosaic_tpu_codes import CodeBlocks, codes_product, Feed, Pair
+from ._mosaic_tpu_round import Rounding
 from ._partition import Cut, cut_of, dealt_out, local_activations, local_weight
 
 _FLOATS = (E4M3, E5M2)
@@ -39,8 +41,8 @@ def refuses(call: DotCall) -> str | None:
         reason = refuses_rounding(call)
         if reason is not None:
             return reason
-        call = call.rounded_shapes()
-    x, w = (call.lhs, call.rhs)[1 - side], (call.lhs, call.rhs)[side]
+    sides = call.rounded_shapes()
+    x, w = (sides.lhs, sides.rhs)[1 - side], (sides.lhs, sides.rhs)[side]
     axis = call.contracted[1 - side][0]
     reason = _refuses_sides(x, w)
     if reason is None and outputs_first(call):
@@ -111,15 +113,9 @@ def loses(call: DotCall) -> str | None:
     """Why XLA is as fast though the kernel would take the call, or `None`."""
     side = weight_side(call)
     assert side is not None
-    fused = call.activations is not None
-    shapes = call.rounded_shapes() if fused else call
-    w = (shapes.lhs, shapes.rhs)[side]
-    grouped = any(
-        q.tile[a[0]] != q.shape[a[0]]
-        for q, a in zip((shapes.lhs, shapes.rhs), call.contracted, strict=True)
-    )
+    w = (call.lhs, call.rhs)[side]
     generation, rows = tables.generation(call), call.rows(1 - side)
-    most = tables.most_rows_of_codes(generation, w.scheme.values, grouped=grouped, fused=fused)
+    most = tables.most_rows_of_codes(generation, w.scheme.values)
     if most is not None and rows > most:
         return (
             f"on TPU generation {generation} the product of codes by {w.scheme.values} is "
@@ -177,7 +173,7 @@ def _multiply(
         values, tile = x.scheme.values, x.tile[1]
     pair = _pair(w, values, tile, generation, rounded if plain else None)
     assert not isinstance(pair, str)
-    blocks = code_blocks(x.shape[0], pair, generation, cores)
+    blocks = code_blocks(x.shape[0], pair, generation, cores, x.dtype.itemsize)
     assert not isinstance(blocks, str)
     x_scale = None
     if not plain:
@@ -186,7 +182,7 @@ def _multiply(
         x,
         x_scale,
         w.codes,
-        scale_per_output(w, outputs_first=False),
+        scale_per_tile(w, blocks.n) if pair.tiled else scale_per_output(w, outputs_first=False),
         None,
         pair=pair,
         blocks=blocks,
@@ -199,6 +195,15 @@ def scale_per_row(x: QArray) -> Float[Array, "rows tiles"]:
     """The scales of activations of two axes in float32, one for each row and tile along `k`."""
     scale = kept_scale(x, [False, True])
     return jnp.broadcast_to(scale, (x.shape[0], scale.shape[1]))
+
+
+def scale_per_tile(w: QArray, columns: int) -> Float[Array, "steps groups tiles"]:
+    """The scales in float32, one for 128 columns, by steps of so many columns."""
+    scale = jnp.repeat(scale_values(w), w.stored_tile[1] // _LANES, axis=1)
+    tiles, steps = -(-columns // _LANES), -(-w.stored_shape[1] // columns)
+    scale = scale[:, : tiles * steps]
+    scale = jnp.pad(scale, ((0, 0), (0, tiles * steps - scale.shape[1])))
+    return scale.reshape(-1, steps, tiles).transpose(1, 0, 2)
 
 
 def _pair(
@@ -230,6 +235,7 @@ def _pair(
         left=np.dtype(dtype),
         right=feed,
         longest=_EXACT_PRODUCTS if left.integer and dtype == jnp.bfloat16 else k,
+        tiled=w.stored_tile[1] % _LANES == 0,
         rounding=rounding,
     )
 
@@ -250,35 +256,50 @@ def _factors(left: Format, right: Format, k: int, generation: int) -> tuple[Any,
 
 _WIDEST = 1024
 _CODE_BYTES = 2**21
+_LONGEST = 8192
 _LONGEST_WHOLE = 16384
-_MOST_ROWS = 512
+_ROWS = (512, 256, 128, 64, 32)
 
 
-def code_blocks(rows: int, pair: Pair, generation: int, cores: int = 1) -> CodeBlocks | str:
-    """The blocks for a product, or why there are none."""
+def code_blocks(
+    rows: int, pair: Pair, generation: int, cores: int = 1, plain_bytes: int = 4
+) -> CodeBlocks | str:
+    """The blocks for a product, or why there are none.
+
+    `plain_bytes` is the size of an element of activations that are rounded in the kernel.
+    """
     most, limit = tables.VECTOR_MEMORY[generation]
-    k = pair.k
-    if k > _LONGEST_WHOLE:
-        steps = [d for d in range(_LANES, _LONGEST_WHOLE + 1, _LANES) if k % d == 0]
-        if pair.grouped or not steps:
-            return f"no blocks along {k} fit into a core's memory"
-        k = steps[-1]
+    k = _length(pair)
+    if k is None:
+        return f"no blocks along {pair.k} fit into a core's memory"
     n = 2 ** math.floor(math.log2(_CODE_BYTES / k))
-    n = max(_LANES, min(n, _WIDEST))
-    n = min(n, pair.n) if pair.n < n else n
-    for size in (_MOST_ROWS, 256, _LANES, 64, 32):
-        if size > _LANES and rows <= size // 2:
+    n = min(max(_LANES, min(n, _WIDEST)), pair.n)
+    for size in _ROWS:
+        if size > tables.MOST_ROWS_AT_ONCE[generation]:
             continue
         blocks = CodeBlocks(rows=min(rows, size), k=k, n=n, vmem=limit)
-        if _bytes(blocks, pair) <= most:
+        if _bytes(blocks, pair, plain_bytes) <= most:
             steps = -(-pair.n // n)
             return dataclasses.replace(blocks, cores=cores if steps % cores == 0 else 1)
     return f"rows of {pair.k} do not fit into a core's memory"
 
 
-def _bytes(blocks: CodeBlocks, pair: Pair) -> int:
+def _length(pair: Pair) -> int | None:
+    """The longest good divisor of `k` that holds whole tiles of both sides."""
+    if pair.k <= _LONGEST:
+        return pair.k
+    tiles = [t for t in (pair.left_group, pair.right_group) if t != pair.k]
+    step = math.lcm(_LANES, *tiles)
+    fitting = [d for d in range(step, _LONGEST + 1, step) if pair.k % d == 0]
+    if not fitting or fitting[-1] < 1024:
+        return pair.k if pair.k <= _LONGEST_WHOLE else max(fitting, default=None)
+    return fitting[-1]
+
+
+def _bytes(blocks: CodeBlocks, pair: Pair, plain_bytes: int) -> int:
     """About what a step takes of a core's memory, with blocks of which two are there at a time."""
     rows, k, n = blocks.rows, blocks.k, blocks.n
-    left = 2 * rows * (4 * pair.k if pair.rounding else k) + rows * pair.k * pair.left.itemsize
+    left = 2 * rows * (plain_bytes * pair.k if pair.rounding else k)
+    kept = rows * pair.k * pair.left.itemsize
     sums = rows * n * 4 * (2 + 2 * pair.grouped + (k != pair.k))
-    return 2 * k * n + left + sums + 2 * rows * n * 4
+    return 2 * k * n + left + kept + sums + 2 * rows * n * 4

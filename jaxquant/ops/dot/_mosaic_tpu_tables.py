@@ -34,7 +34,7 @@ MULTIPLIES_E4M3_BIAS_11 = (5, 6)
 
 _MIB = 2**20
 VECTOR_MEMORY: dict[int, tuple[int, int | None]] = {
-    4: (12 * _MIB, None),
+    4: (9 * _MIB, None),
     5: (36 * _MIB, 48 * _MIB),
     6: (36 * _MIB, 48 * _MIB),
     7: (36 * _MIB, 48 * _MIB),
@@ -42,13 +42,20 @@ VECTOR_MEMORY: dict[int, tuple[int, int | None]] = {
 """Bytes of a core's memory: what a kernel's blocks may fill, and the limit that is set for it."""
 
 
+MOST_ROWS_AT_ONCE = {4: 64, 5: 512, 6: 512, 7: 512}
+"""Rows of activations in a block of codes by codes: with more of them registers spill too much."""
+
+
 def generation(call: DotCall) -> int:
     """The generation that a call is compiled for."""
     return INTERPRETED if call.interpret else call.device.tpu_generation
 
 
-def most_rows_of_codes(
-    generation: int, values: Format, *, grouped: bool, fused: bool
-) -> int | None:
+_MOST_ROWS_OF_CODES: dict[int, dict[str, int]] = {4: {"INT8": 1, "INT4": 0, "E4M3": 0, "E5M2": 0}}
+"""Generation 4 has no conversion of bytes that is fast enough, and XLA feeds int8 to its matrix
+unit, which Mosaic does not; but for one row XLA multiplies without that unit."""
+
+
+def most_rows_of_codes(generation: int, values: Format) -> int | None:
     """Up to how many rows products of codes are scheduled to be faster than XLA's; `None`: all."""
-    return None
+    return _MOST_ROWS_OF_CODES.get(generation, {}).get(values.name)

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -34,3 +35,19 @@ def test_precision_is_carried():
     x, w = normal(2, 8), quantize_array(normal(8, 2), SCHEMES["int8 channel"], contracted=(0,))
     call = make_call(x, w, (((1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
     assert call.precision == call.flipped.precision == lax.Precision.HIGHEST
+
+
+def test_the_plain_side_is_rounded_where_that_is_asked_for_and_shapes_tell_as_much():
+    x, w = normal(5, 4, 64), quantize_array(normal(64, 6), SCHEMES["int4 channel"], contracted=(0,))
+    scheme = SCHEMES["int8 channel"]
+    call = make_call(x, w, (((2,), (0,)), ((), ())), activations=scheme)
+    rounded, shapes = call.rounded(), call.rounded_shapes()
+    assert rounded.activations is shapes.activations is None
+    assert rounded.rhs is w and rounded.lhs.scheme == scheme
+    expected = quantize_array(x, scheme)
+    for got in (rounded.lhs, shapes.lhs):
+        assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, expected)
+    np.testing.assert_array_equal(rounded.lhs.codes, expected.codes)
+    turned = make_call(w, x, (((0,), (2,)), ((), ())), activations=scheme).rounded()
+    np.testing.assert_array_equal(turned.rhs.codes, expected.codes)
+    assert rounded.rounded() is rounded and rounded.rounded_shapes() is rounded
