@@ -228,8 +228,14 @@ def _multiply(
     weight = _weight(w, decoder)
     blocks = blocks_for(x.shape[0], weight, w.scheme.values.bits, cores)
     assert not isinstance(blocks, str)
+    rows = x.shape[0]
+    if rows % 8 and (x.dtype == jnp.float32 or blocks.unit > weight.group or blocks.unit % 128):
+        # Rows that stand below each other have to fill registers, or Mosaic does not compile it.
+        x = jnp.pad(x, ((0, -rows % 8), (0, 0)))
+        blocks = blocks_for(x.shape[0], weight, w.scheme.values.bits, cores)
+        assert not isinstance(blocks, str)
     held = w if layer is None else layer.stack
-    return weight_product(
+    y = weight_product(
         x,
         held.codes,
         _plain_scale(held),
@@ -242,6 +248,7 @@ def _multiply(
         vmem_bytes=tables.VECTOR_MEMORY[generation][1],
         interpret=interpret,
     )
+    return y[:rows]
 
 
 def _plain_scale(w: QArray) -> Array:

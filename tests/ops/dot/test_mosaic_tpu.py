@@ -11,10 +11,18 @@ from quantized import SCHEMES
 
 import jaxquant as jq
 from jaxquant import aot
-from jaxquant.numerics import BFLOAT16, INT4, UINT2, UINT3
+from jaxquant.numerics import BFLOAT16, INT4, MinMax, UINT2, UINT3, UINT4
 from jaxquant.ops import choose_backend, dot_general, Refusal
 from jaxquant.ops.dot import layout_for, make_call, preferred_backend
-from jaxquant.qarray import CANONICAL, Layout, quantize_array, relayout, Scheme, Tile
+from jaxquant.qarray import (
+    abstract_qarray,
+    CANONICAL,
+    Layout,
+    quantize_array,
+    relayout,
+    Scheme,
+    Tile,
+)
 
 NUMBERS = (((1,), (0,)), ((), ()))
 
@@ -167,3 +175,22 @@ def test_a_loop_over_layers_moves_each_layer_once():
     needed = codes + codes // 64 * 2 + 5 * 8 * 1024 * 2
     assert program.hlo.bytes_moved <= 1.1 * needed
     assert program.hlo.custom_calls["jaxquant_weight_product"] == 4, program.hlo.custom_calls
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("k, group", [(512, 32), (576, 64), (192, 64)])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize("rows", [1, 3, 12])
+@pytest.mark.parametrize("target", ["v5e", "v6e"])
+def test_any_number_of_rows_compiles(target: str, rows: int, dtype, k: int, group: int):
+    scheme = Scheme(
+        values=UINT4, tile=Tile(contracted=group), range=MinMax(), zero_point=UINT4, scale=BFLOAT16
+    )
+    w = abstract_qarray((k, 512), np.dtype(dtype), scheme, contracted=(0,))
+    program = aot.compile_for(
+        lambda x, w: dot_general(x, w, NUMBERS, backend="mosaic_tpu"),
+        (jax.ShapeDtypeStruct((rows, k), dtype), w),
+        aot.TARGETS[target],
+        schedule=False,
+    )
+    assert program.hlo.custom_calls["jaxquant_weight_product"] == 1
