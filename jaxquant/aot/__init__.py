@@ -15,6 +15,14 @@ from ._hlo import (
     HloFacts as HloFacts,
     Step as Step,
 )
+from ._model import (
+    compile_step as compile_step,
+    CompiledStep as CompiledStep,
+    LaidOut as LaidOut,
+    lay_out as lay_out,
+)
+from ._placement import Placement as Placement, tensor_parallel as tensor_parallel
+from ._roofline import DecoderStep as DecoderStep, Roofline as Roofline, roofline as roofline
 from ._targets import (
     Multiprocessor as Multiprocessor,
     parse_target as parse_target,

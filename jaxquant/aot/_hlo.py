@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from ._hlo_text import Computation, Instruction, Module, read_module, Shape
 
-_COLLECTIVES = (
+COLLECTIVES = (
     "all-gather",
     "all-reduce",
     "reduce-scatter",
@@ -116,6 +116,12 @@ def _kernel(instruction: Instruction) -> str | None:
     return path[1] if path else instruction.quoted("custom_call_target")
 
 
+def _estimate(instruction: Instruction) -> int | None:
+    """The bytes that a Pallas kernel says it moves (`pallas.CostEstimate`)."""
+    found = re.search(r'"cost_estimate":\{[^}]*"bytes_accessed":"(\d+)"', instruction.attributes)
+    return int(found[1]) if found and instruction.opcode == "custom-call" else None
+
+
 def _constant(computation: Computation, name: str) -> int | None:
     """The whole number that an instruction stands for, if it is a constant or a copy of one."""
     instruction = computation.instructions.get(name)
@@ -201,6 +207,9 @@ class _Walk:
             )
         read, read_on_chip = self._read(computation, each)
         written, written_on_chip = self._written(each)
+        total = read + read_on_chip + written + written_on_chip
+        # What a kernel says to leave of its operands: other layers of a stack.
+        read -= min(read, max(0, total - (_estimate(each) or total)))
         self.steps.append(
             Step(
                 name=each.name,
@@ -221,7 +230,7 @@ class _Walk:
     def _exchanges(self, each: Instruction) -> Iterator[tuple[str, Instruction]]:
         """The collectives that an instruction is, or holds (a fusion, a call of another core)."""
         kind = each.opcode.removesuffix("-start")
-        if kind in _COLLECTIVES:
+        if kind in COLLECTIVES:
             yield kind, each
         for name in (*each.names("calls"), *each.names("to_apply")):
             inside = self.module.computations.get(name)
@@ -334,7 +343,8 @@ def hlo_facts(text: str, kernel_bytes: Mapping[str, int] | None = None) -> HloFa
     fusion that takes one read what they take; an update in place writes what it updates. Inside a
     fusion nothing else is counted. An asynchronous pair is counted at its start.
 
-    A custom call counts each operand and each result once. A Pallas kernel whose blocks come back
+    A custom call counts each operand and each result once, but no more than a Pallas kernel says
+    that it moves: of stacked weights it reads one layer. A kernel whose blocks come back
     reads them again, which HLO does not say: `kernel_bytes` gives, by the kernel's name, the bytes
     of one run, and replaces that count.
 

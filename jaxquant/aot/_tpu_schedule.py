@@ -42,7 +42,9 @@ class Loop:
 
     `steps` are the turns in which the whole body runs. A pipeline takes up to two `turns` more to
     fill and drain, in which `skipped` of its bundles are jumped over. Both are None where the
-    listing does not tell (a bound in a register). Code under a condition is counted as run.
+    listing does not tell (a bound in a register). Code under a condition is counted as run:
+    `conditional` are the bundles of each stretch of the body that a jump may pass over, in order,
+    without those inside another. `grid` is what the steps of a pipeline go over, outermost first.
     """
 
     depth: int
@@ -53,6 +55,8 @@ class Loop:
     used: Mapping[str, int]
     """Slots that the body takes of each unit."""
     inner: tuple["Loop", ...] = ()
+    grid: tuple[int, ...] | None = None
+    conditional: tuple[int, ...] = ()
 
     @property
     def cycles(self) -> int:
@@ -192,16 +196,33 @@ def _turns(lines: list[_Line], first: int, own: str) -> int | None:
     return int(found["end"]) - int(start[1]) if start else None
 
 
-def _skipped(lines: list[_Line], own: list[int]) -> int:
-    """Bundles of the longest jump forward in the body: what fills and drains a pipeline skip."""
-    longest = 0
+def _jumps(lines: list[_Line], own: list[int]) -> list[range]:
+    """What each jump forward in the body passes over, in order."""
+    found = []
     for i in own:
         for target in _BRANCH.findall(lines[i].text):
             mark = re.compile(rf"Start/End empty region {target}\b")
             ends = (j for j in own if j > i and mark.search(lines[j].text))
             if (end := next(ends, None)) is not None:
-                longest = max(longest, sum(i < j < end for j in own))
-    return longest
+                found.append(range(i + 1, end))
+    return found
+
+
+def _skipped(lines: list[_Line], own: list[int]) -> tuple[int, tuple[int, ...]]:
+    """Bundles of the longest jump forward in the body, which passes what fills and drains a
+    pipeline skip; and of those inside it, the outermost alone."""
+
+    def count(jump: range) -> int:
+        return sum(j in jump for j in own)
+
+    jumps = _jumps(lines, own)
+    longest = max(jumps, key=count, default=range(0))
+    inside: list[range] = []
+    for jump in jumps:
+        if jump.start > longest.start and jump.stop <= longest.stop:
+            if not inside or jump.start >= inside[-1].stop:
+                inside.append(jump)
+    return count(longest), tuple(count(jump) for jump in inside)
 
 
 def _sum(rows: list[dict[str, int]], indices: list[int]) -> dict[str, int]:
@@ -231,17 +252,27 @@ def _loop(
 ) -> Loop:
     text = "\n".join(lines[i].text for i in own)
     turns = steps = _turns(lines, own[0], text)
-    grids = {math.prod(map(int, found.split(","))) for found in _GRID.findall(text)}
-    if turns is not None and len(grids) == 1 and 0 <= turns - min(grids) <= _PROLOGUE:
-        steps = min(grids)
+    grids = {tuple(map(int, found.split(","))) for found in _GRID.findall(text)}
+    grid = min(grids) if len(grids) == 1 else None
+    if turns is None and grid and (end := _EXIT.search(text)):
+        # Where the counter was moved to memory its start is not read. A pipeline's is 0.
+        turns = int(end["end"])
+        turns = turns if 0 <= turns - math.prod(grid) <= _PROLOGUE else None
+    if turns is not None and grid and 0 <= turns - math.prod(grid) <= _PROLOGUE:
+        steps = math.prod(grid)
+    else:
+        grid = None
+    skipped, conditional = _skipped(lines, own)
     return Loop(
         depth=lines[own[0]].depth,
         bundles=len(own),
         turns=turns,
         steps=steps,
-        skipped=_skipped(lines, own),
+        skipped=skipped,
         used=_sum(rows, own),
         inner=tuple(inner),
+        grid=grid,
+        conditional=conditional,
     )
 
 

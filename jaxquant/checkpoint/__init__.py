@@ -11,6 +11,7 @@ from ._huggingface import (
     fetch_huggingface as fetch_huggingface,
     HuggingFaceFolder as HuggingFaceFolder,
     open_huggingface as open_huggingface,
+    read_huggingface_config as read_huggingface_config,
     read_json as read_json,
 )
 from ._lazy import LazyArray as LazyArray, materialize as materialize

@@ -5,7 +5,7 @@ tokenizer.json.
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -98,12 +98,7 @@ def open_huggingface(path: str | Path) -> HuggingFaceFolder:
         raise FileNotFoundError(
             f"{path} is not a folder. Give a folder with config.json and safetensors."
         )
-    config = read_json(path / "config.json")
-    if "quantization_config" in config:
-        raise CheckpointError(
-            f"{path} is already quantized (config.json has quantization_config). Start from the "
-            f"unquantized model."
-        )
+    config = read_huggingface_config(path / "config.json")
     tensors: dict[str, StoredTensor] = {}
     if (path / _SINGLE).is_file():
         tensors.update(_file_tensors(path / _SINGLE))
@@ -123,9 +118,24 @@ def open_huggingface(path: str | Path) -> HuggingFaceFolder:
     return HuggingFaceFolder(path=path, config=config, tensors=tensors)
 
 
-def fetch_huggingface(hub_id: str) -> Path:
+def read_huggingface_config(path: Path) -> dict[str, Any]:
+    """The settings in a `config.json`, of a model that is not quantized.
+
+    Raises:
+      CheckpointError: the file is missing, no JSON object, or of a quantized model.
+    """
+    config = read_json(path)
+    if "quantization_config" in config:
+        raise CheckpointError(
+            f"{path.parent} is already quantized (config.json has quantization_config). Start from "
+            f"the unquantized model."
+        )
+    return config
+
+
+def fetch_huggingface(hub_id: str, wanted: Sequence[str] = _WANTED) -> Path:
     """The local copy of hub model `hub_id` ("org/name"), downloaded if need be; weights as
-    safetensors only.
+    safetensors only. `wanted` are the names of files to fetch, or patterns.
 
     Raises:
       ImportError: the extra `hub` is not installed.
@@ -140,7 +150,7 @@ def fetch_huggingface(hub_id: str) -> Path:
             f"install 'jaxquant[hub]'."
         ) from None
     try:
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(_WANTED)))
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(wanted)))
     # Errors of the hub are HTTP errors, which are OSErrors, or say that the id is malformed.
     except (OSError, huggingface_hub.errors.HFValidationError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

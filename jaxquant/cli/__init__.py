@@ -1,4 +1,4 @@
-"""The command line: `jaxquant quantize | evaluate | inspect | bench | demo`."""
+"""The command line: `jaxquant quantize | evaluate | inspect | bench | compile | demo`."""
 
 import os
 

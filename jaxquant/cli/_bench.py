@@ -10,7 +10,9 @@ import jax
 from ..evaluate import medians, Timing
 from ..models import find_smollm2, open_model
 from ._bench_gptq import cores, gptq_rows, gptq_table, SHAPES
+from ._bench_kernels import run_kernels
 from ._bench_layer import layer_sides, SHAPE
+from ._bench_matrix import run_matrix
 from ._bench_quantize import quantize_sides, throughput_rows, throughput_table
 from ._console import bar, check_json, say, show, table, write_json
 from ._sides import (
@@ -24,18 +26,22 @@ from ._sides import (
     wanted_recipes,
 )
 
-BENCHES = ("prefill", "decode", "layer", "quantize", "gptq")
+COMPILED = {"kernels": run_kernels, "compile-matrix": run_matrix}
+"""Benches that run nothing: they read what compilers say."""
+BENCHES = ("prefill", "decode", "layer", "quantize", "gptq", *COMPILED)
 
 
 def run_bench(arguments: argparse.Namespace) -> None:
     """The command."""
     check_json(arguments.json)
     name, tokens = arguments.name, None
-    if name in ("layer", "quantize", "gptq") and (arguments.model, arguments.recipe) != (
+    if name in ("layer", "quantize", "gptq", *COMPILED) and (arguments.model, arguments.recipe) != (
         None,
         None,
     ):
-        raise ValueError(f"bench {name} has no model and no recipe: it times one weight.")
+        raise ValueError(f"bench {name} has no model and no recipe: it is about single weights.")
+    if name in COMPILED:
+        return COMPILED[name](arguments)
     if name == "gptq":
         return _gptq(arguments)
     if name == "quantize":

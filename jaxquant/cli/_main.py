@@ -6,10 +6,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from ..aot import TARGETS
 from ..ops import Refusal
 from ._bench import BENCHES, run_bench
 from ._bench_quantize import SIZE
 from ._calibrate import FORWARD
+from ._compile import prefill_of, run_compile
 from ._demo import run_demo
 from ._evaluate import run_evaluate
 from ._inspect import run_inspect
@@ -119,7 +121,49 @@ def _parser() -> argparse.ArgumentParser:
         default=SIZE,
         help=f"rows and columns of the weight of bench quantize (default {SIZE}: 1.07 GB)",
     )
+    bench.add_argument(
+        "--target",
+        metavar="CHIP",
+        action="append",
+        help="v4, v5e, v5p, v6e, 7x, h100 or all, of bench kernels (default v5e and v6e) and bench "
+        "compile-matrix (default all); may be given again",
+    )
+    bench.add_argument(
+        "--jobs", type=_positive, default=2, help="processes that compile (default 2)"
+    )
+    bench.add_argument("--quick", action="store_true", help="compile fewer cases")
     _add_json(bench)
+
+    compile_ = command(
+        "compile", "What MODEL needs on chips that are not here, by their compiler.", run_compile
+    )
+    compile_.add_argument(
+        "model", metavar="MODEL_OR_CONFIG", help=f"{_MODEL}; or a config.json without weights"
+    )
+    compile_.add_argument(
+        "--recipe",
+        metavar="NAME_OR_FILE",
+        help=f"{_RECIPE} (default: the model as it is, in bfloat16 if it is a float one)",
+    )
+    compile_.add_argument(
+        "--target",
+        required=True,
+        metavar="CHIP[:SHAPE]",
+        help=f"{', '.join(TARGETS)}, alone for one device or with a slice: v5e:2x4, h100:8",
+    )
+    compile_.add_argument(
+        "--batch", type=_positive, default=1, help="rows decoded at a time (default 1)"
+    )
+    compile_.add_argument(
+        "--length", type=_positive, default=4096, help="tokens of the cache (default 4096)"
+    )
+    compile_.add_argument(
+        "--prefill",
+        metavar="[ROWSx]TOKENS",
+        type=prefill_of,
+        help="the prompt that is read at once, or none (default: a row of --length tokens)",
+    )
+    _add_json(compile_)
 
     demo = command("demo", "Quantize SmolLM2 with five recipes and compare.", run_demo)
     demo.add_argument("--quick", action="store_true", help="fewer windows and rounds")

@@ -13,7 +13,8 @@ from ..ops import (
     OutlierWeights,
     ragged_dot,
 )
-from ..qarray import QArray, transpose
+from ..ops.dot import KERNELS, preferred_backend
+from ..qarray import QArray, Scheme, transpose
 from ._conditioned import conditioned, dynamic, Met, static
 from ._explicit import typed
 from ._joined import plain, Sliced
@@ -52,11 +53,22 @@ def _dot(eqn: Any, operands: list[Any], plans: Plans, backend: str | None) -> An
     for side, met in plans.items():
         if met.plan.outliers is not None and not isinstance(operands[1 - side], QArray):
             return _with_outliers(eqn, operands, side, met, backend)
+    # Of two weights the right one is the one that kernels read as such.
+    met = plans.get(1) or plans.get(0)
+    inside = None if met is None else _rounded_inside(operands, met, backend)
     lhs, rhs = (
-        _rounded(x, plans.get(1 - side), contracted[side], batch[side])
+        _rounded(x, plans.get(1 - side), contracted[side], batch[side], inside is None)
         for side, x in enumerate(operands)
     )
-    return dot_of_codes(lhs, rhs, eqn, backend)
+    return dot_of_codes(lhs, rhs, eqn, backend, met, activations=inside)
+
+
+def _rounded_inside(operands: list[Any], met: Met, backend: str | None) -> Scheme | None:
+    """The scheme of activations that the product itself is left to round, for kernels that do."""
+    one = sum(isinstance(x, QArray) for x in operands) == 1
+    if not one or met.plan.static or any(isinstance(x, Sliced) for x in operands):
+        return None
+    return met.plan.activations if (backend or preferred_backend()) in KERNELS else None
 
 
 def _with_outliers(eqn: Any, operands: list[Any], side: int, met: Met, backend: str | None) -> Any:
@@ -147,14 +159,23 @@ COMPUTE: dict[str, Callable[[Any, list[Any], Plans, str | None], Any]] = {
 }
 
 
-def _rounded(x: Any, met: Met | None, contracted: tuple[int, ...], batch: tuple[int, ...]) -> Any:
-    """What a weight is multiplied with: after what its site's state does, rounded if planned."""
+def _rounded(
+    x: Any,
+    met: Met | None,
+    contracted: tuple[int, ...],
+    batch: tuple[int, ...],
+    here: bool = True,
+) -> Any:
+    """What a weight is multiplied with: after what its site's state does, rounded if planned.
+
+    It is rounded `here`, unless the product does that.
+    """
     if met is None or isinstance(x, QArray):
         return plain(x) if isinstance(x, Sliced) else x
     site, scheme = met.plan.site, met.plan.activations
     summed, batch = met.summed(contracted), tuple(batch)
     x = conditioned(x, met, summed, batch)
-    if scheme is None:
+    if scheme is None or not here:
         return plain(x) if isinstance(x, Sliced) else x
     try:
         if met.plan.static:

@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Shaped
 
 from ..ops import quantize_static
+from ..ops.dot import Layer
 from ..qarray import QArray, Scheme
+from ._choices import Choices
 from ._explicit import typed_like
 from ._joined import plain, rounded
 from ._plan import PlanError, SitePlan
@@ -25,12 +28,17 @@ Axes = tuple[int, ...]
 class Met:
     """A site where it is met: its plan, its state there, and the order of the axes it sums over.
 
-    `order` sorts the contracted pairs of axes as the weight stores them.
+    `order` sorts the contracted pairs of axes as the weight stores them. `sharding` is how the
+    weight lies on a mesh, where known; `choices` notes by what the site is computed; `layer` is
+    where the weight lies in a stack.
     """
 
     plan: SitePlan
     state: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     order: tuple[int, ...] | None = None
+    sharding: NamedSharding | None = None
+    choices: Choices | None = None
+    layer: Layer | None = None
 
     def summed(self, axes: Axes) -> Axes:
         """The inputs' contracted `axes`, in the weight's stored order."""

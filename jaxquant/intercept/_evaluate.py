@@ -62,12 +62,16 @@ class Use:
 
 @runtime_checkable
 class Mode(Protocol):
-    """What is done at a site. One that `flattens` evaluates bodies in line, loops step by step."""
+    """What is done at a site. One that `flattens` evaluates bodies in line, loops step by step.
+
+    To one that `reads_stacks`, loops over stacked weights tell where each step's weights lie.
+    """
 
     tracks_constants: bool
     collects: bool
     products: bool
     flattens: bool
+    reads_stacks: bool
 
     def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
         """The result of the equation, and statistics by site (or an empty dict)."""
@@ -284,7 +288,7 @@ class Evaluator:
         source = weights[0].weights[0] if isinstance(weights[0], Joined) else weights[0]
         via = source.via or eqn.primitive.name
         return [
-            dataclasses.replace(source, value=out, axes=((),) * len(out.shape), via=via)
+            dataclasses.replace(source.view(out, ((),) * len(out.shape)), via=via)
             if hasattr(out, "shape")
             else out
             for out in outs

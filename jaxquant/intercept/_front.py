@@ -1,5 +1,6 @@
 """The three things a user does with a model and a recipe: plan, wrap, observe."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
@@ -10,11 +11,13 @@ from jax.sharding import NamedSharding
 from ..qarray import is_qarray
 from ..qarray._sharding import is_explicit
 from ._accumulate import merged
+from ._choices import Choices
 from ._evaluate import Evaluator
 from ._linen import is_codes, linen_function, LinenModel
 from ._modes import Infer, ListSites, Observe
 from ._nnx import nnx_function, NNXModel
 from ._observers import Moments, Observer, Peak
+from ._placed import placed
 from ._plan import make_plan, Plan, PlanError
 from ._products import plan_product
 from ._rules import Recipe
@@ -53,21 +56,24 @@ def plan(
     mode = ListSites(products=recipe.has_products)
     shapes = jax.tree.map(leaf_shape, variables)
     _abstractly(function, shapes, args, kwargs, mode, lambda path, x: True)
-    placed = parameters(variables if sharding is None else sharding)
+    lying = parameters(variables if sharding is None else sharding)
     shardings = {
         path: found
-        for path, x in placed.items()
+        for path, x in lying.items()
         if isinstance(found := x if sharding is not None else _sharding(x), NamedSharding)
     }
     avals = {path: leaf_shape(x) for path, x in known.items()}
     products = [plan_product(recipe, product) for product in mode.met.values()]
-    made = make_plan(recipe, list(mode.uses.values()), mode.others, avals, shardings, products)
+    made = make_plan(recipe, list(mode.uses.values()), mode.others, avals, products)
+    made = placed(made, shardings)
     # What breaks tiles shows only with QArrays in place: better now than in the first call.
     held = map_leaves(
         lambda path, x: made.by_path[path].abstract if path in made.by_path else x, shapes
     )
-    _abstractly(function, held, args, kwargs, Infer(made), is_codes, made)
-    return made
+    choices = Choices()
+    infer = Infer(made, choices=choices)
+    _abstractly(function, held, args, kwargs, infer, is_codes, made)
+    return dataclasses.replace(made, backends=choices.rows)
 
 
 def leaf_shape(x: Any) -> Any:

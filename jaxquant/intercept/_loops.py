@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..ops.dot import Layer
 from ..qarray import Layout, relayout, retile
 from ._evaluate import Evaluator, shape_of
 from ._modes import ListSites
@@ -50,8 +51,8 @@ def scan_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) 
     moving = [_leave_carry(ev, eqn, value) for i, value in enumerate(init) if i not in fixed]
     handed_on: dict[int, Any] = {}
 
-    def run(carry: Sequence[Any], slices: Sequence[Any]) -> Any:
-        handed = [_sliced(x, whole, position) for x, whole in zip(slices, xs, strict=True)]
+    def run(carry: Sequence[Any], slices: Sequence[Any], index: Any = None) -> Any:
+        handed = [_sliced(x, whole, position, index) for x, whole in zip(slices, xs, strict=True)]
         full = _interleave(fixed, carry, num_carry)
         outs, stats = ev.scoped(jaxpr, [*consts, *full, *handed], position)
         news = [ev.array(out, eqn) for i, out in enumerate(outs[:num_carry]) if i not in fixed]
@@ -69,16 +70,16 @@ def scan_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) 
     stacked = {site for site in shapes if position in ev.scans[site]}
     summed = {s: ev.mode.empty(s, shape) for s, shape in shapes.items() if s not in stacked}
 
-    def step(state: Any, slices: Sequence[Any]) -> Any:
+    def step(state: Any, given: tuple[Sequence[Any], Any]) -> Any:
         carry, total = state
-        news, ys, stats = run(carry, slices)
+        news, ys, stats = run(carry, *given)
         total = {site: ev.mode.merge(site, have, stats[site]) for site, have in total.items()}
         return (news, total), (ys, share({site: stats[site] for site in stacked}))
 
     (final, summed), (ys, layers) = lax.scan(
         step,
         (moving, summed),
-        xs,
+        (xs, jnp.arange(params["length"], dtype=jnp.int32) if ev.mode.reads_stacks else None),
         length=params["length"],
         reverse=params["reverse"],
         unroll=params["unroll"],
@@ -113,15 +114,18 @@ def _first_slice(x: Any) -> Any:
     return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
 
 
-def _sliced(value: Any, whole: Any, position: Position) -> Any:
-    """What one step of a loop sees of a stacked weight."""
+def _sliced(value: Any, whole: Any, position: Position, index: Any = None) -> Any:
+    """What one step of a loop sees of a stacked weight, of which it is entry `index`."""
     if isinstance(whole, Joined):
         parts = zip(value.parts, whole.parts, strict=True)
-        sliced = tuple(_sliced(part, stacked, position) for part, stacked in parts)
+        sliced = tuple(_sliced(part, stacked, position, index) for part, stacked in parts)
         return Joined(parts=sliced, axis=whole.axis - 1)
     if not is_weight(whole):
         return value
     scans = (*whole.scans, position)
+    layer = None
+    if index is not None and whole.quantized and whole.layer is None:
+        layer = Layer(stack=whole.value, index=index)
     return dataclasses.replace(
         whole,
         value=value.value,
@@ -129,6 +133,7 @@ def _sliced(value: Any, whole: Any, position: Position) -> Any:
         scans=scans,
         state=value.state,
         state_axes=whole.state_axes[1:],
+        layer=layer,
     )
 
 

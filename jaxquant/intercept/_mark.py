@@ -72,6 +72,7 @@ class Mark:
     collects = False
     products = False
     flattens = True
+    reads_stacks = False
 
     def __init__(self) -> None:
         self.marks: list[MarkedSite] = []
@@ -92,7 +93,7 @@ class Mark:
             value = lax.index_in_dim(x.value, index, 0, keepdims=False)
         else:
             value = self._slice(x, index, position)
-        return dataclasses.replace(x, value=value, axes=x.axes[1:], scans=scans)
+        return dataclasses.replace(x.view(value, x.axes[1:]), scans=scans)
 
     def _slice(self, weight: Weight, index: int, position: Position) -> Any:
         """Slice `index` of the first axis of a stacked weight: a root, seen as the weight is.

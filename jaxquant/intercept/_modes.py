@@ -6,12 +6,15 @@ from typing import Any
 import jax
 from jax.extend import source_info_util
 
+from ..ops import preferred_backend
 from ..qarray import QArray
+from ._choices import Choices
 from ._compute import compute
 from ._conditioned import Met
 from ._evaluate import Use
 from ._inputs import measure, observed
 from ._joined import plain, Sliced
+from ._placed import weight_sharding
 from ._plan import Plan, PlanError, SitePlan
 from ._products import bind_plain, infer_product, PRODUCT, Product
 from ._states import check_readable, state_at
@@ -24,6 +27,7 @@ class ListSites:
     tracks_constants = True
     collects = False
     flattens = False
+    reads_stacks = False
 
     def __init__(self, *, products: bool = False) -> None:
         self.products = products
@@ -75,8 +79,17 @@ class Infer:
     collects = False
     flattens = False
 
-    def __init__(self, plan: Plan, *, backend: str | None = None, rounding: bool = True):
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        backend: str | None = None,
+        rounding: bool = True,
+        choices: Choices | None = None,
+    ):
         self.plan = plan
+        self.choices = choices
+        self.reads_stacks = (backend or preferred_backend()) == "mosaic_tpu"
         self.backend = backend
         self.rounding = rounding
         self.products = rounding and any(site.op == PRODUCT for site in plan.sites)
@@ -137,7 +150,12 @@ class Infer:
             )
         stored = [use.weight.axes[axis] for axis in contracted]
         return Met(
-            plan=plan, state=state, order=tuple(sorted(range(len(stored)), key=stored.__getitem__))
+            plan=plan,
+            state=state,
+            order=tuple(sorted(range(len(stored)), key=stored.__getitem__)),
+            sharding=weight_sharding(use.weight, self.plan),
+            choices=self.choices,
+            layer=use.weight.layer,
         )
 
     def product(self, site: str, path: str, operands: Sequence[Any], eqn: Any) -> Any:
@@ -180,6 +198,7 @@ class Observe:
     collects = True
     products = False
     flattens = False
+    reads_stacks = False
 
     def __init__(self, observers: Sequence[Any], *, collecting: bool = True):
         self.observers = {o.name: o for o in observers}

@@ -10,10 +10,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh
 
 from ..qarray import abstract_qarray, bytes_held, QArray, Scheme, tile_shape
-from ..qarray._sharding import replicated_axes
 from ._rules import Algorithm, Recipe
 from ._site_plan import added, clashes, SitePlan, unfit
 from ._weight import BATCH, CLOSED_OVER, CONTRACTED, STACK
@@ -75,7 +74,10 @@ class Plan:
     """Every site of a model and what will happen to it. `print` it. Equal if they do the same.
 
     `others` are parameters that no site reads, by path, with the operations that do read them;
-    `sizes` are the bytes of every parameter, `counts` its values.
+    `sizes` are the bytes of every parameter, `counts` its values. `mesh` is the one that parameters
+    lie on, where known; `backends` says of each product, as it was planned, by what it is computed
+    on the device in force, and why not by that device's first choice. Neither is part of what a
+    plan does: checkpoints do not carry them.
     """
 
     recipe: str
@@ -84,6 +86,8 @@ class Plan:
     others: tuple[tuple[str, str], ...] = ()
     sizes: tuple[tuple[str, int], ...] = ()
     counts: tuple[tuple[str, int], ...] = ()
+    mesh: AbstractMesh | None = None
+    backends: tuple[tuple[str, str, str | None], ...] = ()
 
     @functools.cached_property
     def by_site(self) -> dict[str, SitePlan]:
@@ -143,12 +147,11 @@ def make_plan(
     uses: list[Any],
     others: dict[str, set[str]],
     avals: dict[str, Any],
-    shardings: dict[str, NamedSharding] | None = None,
     products: Sequence[SitePlan] = (),
 ) -> Plan:
     """Applies the rules to the uses that a trace met, and checks that nothing is left by accident.
 
-    `shardings` are those of parameters that have one, by path; `products` are planned already.
+    `products` are planned already.
 
     **Raises:** `PlanError` listing every rule that matches nothing, and every site that no rule
     matches or that cannot be quantized though a rule says so.
@@ -190,11 +193,10 @@ def make_plan(
         )
     read = {site.path for site in sites}
     sites += products
-    placed = [_placed(leaf, (shardings or {}).get(leaf.path)) for leaf in leaves]
     return Plan(
         recipe=recipe.name,
         sites=tuple(sites),
-        leaves=tuple(placed),
+        leaves=tuple(leaves),
         others=tuple(
             (path, ", ".join(sorted(others.get(path, ()))) or "nothing")
             for path in avals
@@ -202,19 +204,6 @@ def make_plan(
         ),
         sizes=tuple((path, bytes_held(aval)) for path, aval in avals.items()),
         counts=tuple((path, math.prod(aval.shape)) for path, aval in avals.items()),
-    )
-
-
-def _placed(leaf: LeafPlan, sharding: NamedSharding | None) -> LeafPlan:
-    """The leaf with what its sharding means for its scales."""
-    if sharding is None:
-        return leaf
-    entries = (*sharding.spec, *(None,) * (len(leaf.shape) - len(sharding.spec)))
-    names = [e if isinstance(e, tuple) else () if e is None else (e,) for e in entries]
-    return dataclasses.replace(
-        leaf,
-        spec=tuple(",".join(map(str, n)) for n in names),
-        replicated=replicated_axes(leaf.abstract, sharding.spec, sharding.mesh),
     )
 
 

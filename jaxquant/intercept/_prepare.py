@@ -3,10 +3,8 @@
 import dataclasses
 from typing import Any
 
-import jax
-
 from ..numerics import least_block
-from ..ops.dot import BACKENDS, layout_for
+from ..ops.dot import BACKENDS, layout_for, preferred_backend
 from ..qarray import Layout, QArray, relayout
 from ._plan import Plan, role_axes, SitePlan
 from ._variables import map_leaves
@@ -17,7 +15,8 @@ def prepare(
 ) -> Any:
     """The same QArrays, stored as `backend` reads them; values and results stay what they are.
 
-    `backend` is a name in `BACKENDS`, by default the one that suits the platform JAX runs on.
+    `backend` is a name in `BACKENDS`, by default the one that suits the device that JAX runs on, or
+    that of the mesh in force (`jax.set_mesh`).
     `packed` keeps codes of less than 8 bits in no more than these, where a CPU would otherwise
     spend a byte on each: half the memory for 4 bits, at a speed that `experiments/cpu_dot` tells.
     Checkpoints hold the canonical layout whatever was prepared.
@@ -29,7 +28,7 @@ def prepare(
     ```
     """
     if backend is None:
-        backend = "xla_cpu" if jax.default_backend() == "cpu" else "xla"
+        backend = preferred_backend()
     if backend not in BACKENDS:
         raise ValueError(
             f"There is no backend named {backend!r}. It is one of {', '.join(BACKENDS)}."

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 
 from ..ops import dot_general
+from ..qarray import Scheme
+from ._conditioned import Met
 from ._explicit import typed
 from ._joined import plain, rounded
 from ._plan import Plan, PlanError, SitePlan
@@ -92,21 +94,33 @@ def infer_product(
     return dot_of_codes(left, right, eqn, backend)
 
 
-def dot_of_codes(left: Any, right: Any, eqn: Any, backend: str | None) -> Any:
-    """`ops.dot_general` in place of an equation: its axes, precision, dtype and sharding."""
+def dot_of_codes(
+    left: Any,
+    right: Any,
+    eqn: Any,
+    backend: str | None,
+    met: Met | None = None,
+    activations: Scheme | None = None,
+) -> Any:
+    """`ops.dot_general` in place of an equation: its axes, precision, dtype and sharding.
+
+    `met` is the site, where it is one of a weight; `activations`, what the product is to round the
+    other side to.
+    """
     out = eqn.outvars[0].aval
+    settings: dict[str, Any] = {"precision": eqn.params["precision"], "out_dtype": out.dtype}
+    if met is not None:
+        settings |= {"sharding": met.sharding, "activations": activations}
 
-    def product(left: Any, right: Any) -> Any:
-        return dot_general(
-            left,
-            right,
-            eqn.params["dimension_numbers"],
-            precision=eqn.params["precision"],
-            out_dtype=out.dtype,
-            backend=backend,
-        )
+    def product(left: Any, right: Any, *layer: Any) -> Any:
+        numbers = eqn.params["dimension_numbers"]
+        if met is not None and met.choices is not None:
+            met.choices.note(met.plan.site, left, right, numbers, backend, **settings)
+        at = next(iter(layer), None)
+        return dot_general(left, right, numbers, backend=backend, layer=at, **settings)
 
-    y = typed(product, out.sharding, left, right)
+    layer = () if met is None or met.layer is None else (met.layer,)
+    y = typed(product, out.sharding, left, right, *layer)
     if eqn.params.get("out_sharding") is not None:
         y = jax.sharding.reshard(y, eqn.params["out_sharding"])
     return y

@@ -115,4 +115,4 @@ def _fit(ev: Evaluator, weight: Any, spec: PartitionSpec, mesh: Any) -> Any:
             _check_state(ev, weight, axis)
         if weight.quantized and count > 1 and value.tile[axis] > 1:
             value = retile(value, axis, math.gcd(value.tile[axis], value.shape[axis] // count))
-    return dataclasses.replace(weight, value=value, shards=tuple(shards))
+    return dataclasses.replace(weight.view(value, weight.axes), shards=tuple(shards))

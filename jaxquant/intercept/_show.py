@@ -1,6 +1,7 @@
 """Plans and accounts as text that fits a terminal of 100 columns."""
 
 import textwrap
+from collections.abc import Sequence
 
 from ._account import Account, SiteAccount
 
@@ -34,6 +35,7 @@ def account_table(account: Account) -> str:
                 f"{leaf.path}: scales replicated on axis {axis}, which {leaf.spec[axis]} shards: "
                 f"tiles of {leaf.tile[axis]} do not fall on shards of {leaf.shape[axis]}"
             )
+    lines += backend_lines(plan.backends)
     for path, ops in plan.others:
         lines += _wrapped(f"{path}: no site; read by {ops}")
     for note in account.notes:
@@ -44,6 +46,23 @@ def account_table(account: Account) -> str:
         f"{account.bits_per_weight:.3f} bits a weight"
     )
     return "\n".join(lines)
+
+
+def backend_lines(backends: Sequence[tuple[str, str, str | None]]) -> list[str]:
+    """A line for each way in which products are computed, with the sites that take it.
+
+    Each is a site, its backend, and why it is not the first choice of the device.
+    """
+    groups: dict[tuple[str, str | None], list[str]] = {}
+    for site, name, reason in backends:
+        groups.setdefault((name, reason), []).append(site)
+    lines = []
+    for (name, reason), sites in groups.items():
+        listed = ", ".join(sites[:3]) + (", ..." if len(sites) > 3 else "")
+        count = f"{len(sites)} product{'s' if len(sites) > 1 else ''}"
+        why = "" if reason is None else f" ({listed}): {reason}"
+        lines += _wrapped(f"{count} computed by {name}{why}")
+    return lines
 
 
 def site_lines(sites: tuple[SiteAccount, ...], *, measured: bool) -> list[str]:

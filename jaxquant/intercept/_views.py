@@ -159,7 +159,7 @@ def _same(eqn: Any, weight: Weight) -> Weight:
     def bind(part: Any) -> Any:
         return eqn.primitive.bind(part, **eqn.params)
 
-    return dataclasses.replace(weight, value=jax.tree.map(bind, weight.value))
+    return weight.view(jax.tree.map(bind, weight.value), weight.axes)
 
 
 def _constrain(eqn: Any, weight: Weight) -> Weight:

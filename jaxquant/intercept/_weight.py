@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from ..ops.dot import Layer
 from ..qarray import QArray
 
 Position = tuple[int | str, ...]
@@ -26,6 +27,8 @@ class Weight:
 
     `state` is that of its sites, arrays by site id and name (see `_states`). Their leading axes are
     the stored stack axes in `state_axes`: one each, or several where they were merged.
+
+    `layer` is where its value lies in a stack, while it is just what a loop took out of it.
     """
 
     value: Any
@@ -39,6 +42,7 @@ class Weight:
     state_axes: tuple[tuple[int, ...], ...] = dataclasses.field(
         default=(), metadata={"static": True}
     )
+    layer: Layer | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,12 +67,20 @@ class Weight:
 
     def view(self, value: Any, axes: tuple[tuple[int, ...], ...]) -> "Weight":
         """The same parameter, seen differently."""
-        return dataclasses.replace(self, value=value, axes=axes)
+        # A cast of a QArray changes what it stands for, and none of its arrays.
+        same = axes == self.axes and _same_arrays(value, self.value)
+        layer = self.layer if same else None
+        return dataclasses.replace(self, value=value, axes=axes, layer=layer)
 
     def with_state(self, state: Any, axes: tuple[tuple[int, ...], ...] | None = None) -> "Weight":
         """The same weight with other state, whose leading axes are `axes`, or the same ones."""
         axes = self.state_axes if axes is None else axes
         return dataclasses.replace(self, state=state, state_axes=axes)
+
+
+def _same_arrays(a: Any, b: Any) -> bool:
+    leaves = jax.tree.leaves(a), jax.tree.leaves(b)
+    return len(leaves[0]) == len(leaves[1]) and all(x is y for x, y in zip(*leaves, strict=True))
 
 
 @jax.tree_util.register_dataclass

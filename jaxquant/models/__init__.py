@@ -35,6 +35,7 @@ from ._open import (
     read_inventory as read_inventory,
     save_model as save_model,
 )
+from ._outline import Outline as Outline, read_outline as read_outline
 from ._packages import (
     find_efficientnet_lite0 as find_efficientnet_lite0,
     find_microformer as find_microformer,

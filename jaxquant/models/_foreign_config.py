@@ -28,6 +28,9 @@ HUGGINGFACE_ARCHITECTURES = {
     "qwen2": Architecture(qkv_bias=True),
 }
 
+# No model has more layers, or wider heads: what is made in proportion to them ends.
+_MOST = 1 << 14
+
 
 def config_from_gguf(file: GGUFFile) -> LlamaConfig:
     """The config of the model in a GGUF file.
@@ -84,13 +87,30 @@ def config_from_gguf(file: GGUFFile) -> LlamaConfig:
 
 
 def config_from_huggingface(folder: HuggingFaceFolder) -> LlamaConfig:
-    """The config of the model in a Hugging Face folder.
+    """The config of the model in a Hugging Face folder, held against its tensors.
 
     Raises:
       CheckpointError: as `config_from_gguf`.
     """
     where = f"{folder.path}/config.json"
+    config = config_from_json(folder.config, where)
     settings = Settings(folder.config, where)
+    first_q = "model.layers.0.self_attn.q_proj.weight"
+    _check_heads(settings, folder, first_q, heads=config.heads, head_dim=config.head_dim)
+    settings.layers(folder.tensors, "num_hidden_layers")
+    return config
+
+
+def config_from_json(values: Mapping[str, Any], where: str) -> LlamaConfig:
+    """The config that the settings of a Hugging Face `config.json` stand for.
+
+    `where` is what errors call the file. Without tensors nothing shows that it is undamaged, so
+    sizes are held to what a model may have.
+
+    Raises:
+      CheckpointError: as `config_from_gguf`.
+    """
+    settings = Settings(values, where)
     name = settings.get("model_type", str)
     if name not in HUGGINGFACE_ARCHITECTURES:
         raise _unknown_architecture(where, name, HUGGINGFACE_ARCHITECTURES)
@@ -102,10 +122,11 @@ def config_from_huggingface(folder: HuggingFaceFolder) -> LlamaConfig:
     width = settings.get("hidden_size", int)
     heads = settings.get("num_attention_heads", int)
     head_dim = settings.get("head_dim", int, width // max(heads, 1))
-    first_q = "model.layers.0.self_attn.q_proj.weight"
-    _check_heads(settings, folder, first_q, heads=heads, head_dim=head_dim)
-    layers = settings.layers(folder.tensors, "num_hidden_layers")
-    theta, factors = _huggingface_rope(folder.config, where, head_dim)
+    layers = settings.get("num_hidden_layers", int)
+    for key, size in (("num_hidden_layers", layers), ("head_dim", head_dim)):
+        if size > _MOST:
+            raise settings.refuse(key, f"at most {_MOST}")
+    theta, factors = _huggingface_rope(values, where, head_dim)
     return settings.build(
         LlamaConfig,
         vocab_size=settings.get("vocab_size", int),

@@ -164,7 +164,7 @@ def _tokenizer_files(opened: OpenedModel) -> dict[str, bytes]:
 
 def _from_checkpoint(path: Path, dtype: Any) -> OpenedModel:
     manifest = read_manifest(path)
-    config = _config(manifest, path)
+    config = config_of(manifest, path)
     model = Llama.abstract(config, dtype=dtype)
     variables, plan = load(path, template=nnx.state(model))
     return OpenedModel(
@@ -178,7 +178,11 @@ def _from_checkpoint(path: Path, dtype: Any) -> OpenedModel:
     )
 
 
-def _config(manifest: Manifest, path: Path) -> LlamaConfig:
+def config_of(manifest: Manifest, path: Path) -> LlamaConfig:
+    """The config that a folder of ours keeps.
+
+    **Raises:** `CheckpointError` if it is none of a Llama-family model.
+    """
     family = manifest.metadata.get("family")
     if family != _FAMILY:
         raise CheckpointError(

@@ -11,6 +11,7 @@ from .dot import (
     choose_backend as choose_backend,
     dot as dot,
     dot_general as dot_general,
+    preferred_backend as preferred_backend,
 )
 from .einsum import einsum as einsum
 from .outliers import (

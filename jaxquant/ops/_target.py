@@ -1,6 +1,7 @@
 """Which device a trace is for."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -53,7 +54,7 @@ def target_device() -> Device:
             platform=_platform(there.platform), kind=there.device_kind, cores=there.num_cores or 1
         )
     # `jax.default_device` may name a platform or a device.
-    chosen = jax.config.jax_default_device
+    chosen: Any = getattr(jax.config, "jax_default_device")  # noqa: B009
     here = chosen if isinstance(chosen, jax.Device) else jax.devices(chosen)[0]
     return Device(
         platform=_platform(here.platform),

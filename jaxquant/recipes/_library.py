@@ -53,6 +53,7 @@ _INT4_G64 = Scheme(
     range=AbsMax(convention=Convention.SIGNED),
 )
 
+_INT4_G128 = dataclasses.replace(_INT4_G64, tile=Tile(contracted=128))
 _INT3_G64 = dataclasses.replace(_INT4_G64, values=INT3)
 
 
@@ -79,6 +80,14 @@ W4A16_G64 = Recipe(
     source="groups of 64 rounded to nearest, the baseline of GPTQ (Frantar et al. 2022, "
     "arXiv:2210.17323), with the range of ggml's Q4_0",
     rules=(*_LEAVE_ENDS, Rule(match="*", weights=_INT4_G64)),
+)
+
+W4A16_G128 = Recipe(
+    name="w4a16_g128",
+    source="groups of 128 rounded to nearest, the group size that GPTQ (Frantar et al. 2022, "
+    "arXiv:2210.17323) and AWQ (Lin et al. 2024, arXiv:2306.00978) report, with the range of "
+    "ggml's Q4_0",
+    rules=(*_LEAVE_ENDS, Rule(match="*", weights=_INT4_G128)),
 )
 
 W4A16_G64_E8 = Recipe(
@@ -239,6 +248,7 @@ NAMED: dict[str, Recipe] = {
     for recipe in (
         W8A16,
         W4A16_G64,
+        W4A16_G128,
         W4A16_G64_E8,
         W8A8,
         LLM_INT8,

@@ -250,3 +250,14 @@ def test_of_two_branches_the_one_that_moves_more_counts():
         )
     )
     assert [step.name for step in facts.steps] == ["n2", "n3"]
+
+
+def test_a_kernel_that_reads_a_part_of_an_operand_says_so():
+    text = _entry(
+        "  %x = s4[8,64,128]{2,1,0:T(64,128)(8,1)E(4)} parameter(0)",
+        '  ROOT %k = f32[8,128] custom-call(%x), custom_call_target="tpu_custom_call", '
+        'backend_config={"custom_call_config":{"cost_estimate":{"flops":"9","transcendentals":"0",'
+        '"bytes_accessed":"8192"}}}',
+    )
+    step = _step(hlo_facts(text), "k")
+    assert (step.read, step.written) == (64 * 128 // 2, ROW)

@@ -23,6 +23,8 @@ from jaxquant.ops import Refusal
         ("evaluate", "model", "--text", "a.txt", "--length", "0"),
         ("evaluate", "model", "--text", "a.txt", "--batch", "two"),
         ("bench", "sprint"),
+        ("compile", "model"),
+        ("compile", "model", "--target", "v5e", "--prefill", "4y4"),
     ],
 )
 def test_what_cannot_be_typed_is_said_in_one_line(jaxquant, arguments):
@@ -31,7 +33,7 @@ def test_what_cannot_be_typed_is_said_in_one_line(jaxquant, arguments):
     assert ran.err.count("\n") == 1 and "--help" in ran.err
 
 
-@pytest.mark.parametrize("command", ["quantize", "evaluate", "inspect", "bench", "demo"])
+@pytest.mark.parametrize("command", ["quantize", "evaluate", "inspect", "bench", "compile", "demo"])
 def test_every_command_explains_itself(jaxquant, command):
     ran = jaxquant(command, "--help")
     assert ran.code == 0 and command in ran.out and ran.err == ""

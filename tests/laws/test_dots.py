@@ -23,7 +23,7 @@ from quantized import layouts, SCHEMES
 
 from jaxquant.numerics import INT8
 from jaxquant.ops import BACKENDS, choose_backend, dot, dot_general
-from jaxquant.ops.dot._api import make_call
+from jaxquant.ops.dot._api import KERNELS, make_call
 from jaxquant.qarray import CANONICAL, Layout, quantize_array, relayout, Scheme, Tile
 
 pytestmark = pytest.mark.tables
@@ -246,7 +246,10 @@ def test_a_row_with_nan_is_nan_and_the_others_are_not(backend, run, activations,
 @every_backend
 def test_rows_of_zeros_and_weights_of_zeros_give_zeros(backend: str):
     zeros = quantize_array(jnp.zeros((256, 256)), SCHEMES["int4 zero g64"], contracted=(0,))
-    assert (np.asarray(_run(backend, SQUARE, [plain(SQUARE, 0), zeros])) == 0).all()
+    y = np.asarray(_run(backend, SQUARE, [plain(SQUARE, 0), zeros]))
+    # A kernel may multiply codes that are too large by up to 24, and take that off the sums.
+    rest = 48 * 264 * 2.0**-24 * np.abs(np.asarray(plain(SQUARE, 0))).sum(axis=1, keepdims=True)
+    assert (np.abs(y) <= (rest if backend in KERNELS else 0)).all()
     w = codes(SQUARE, 1, "int8 channel")
     assert (np.asarray(_run(backend, SQUARE, [jnp.zeros((8, 256)), w])) == 0).all()
 

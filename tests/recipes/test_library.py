@@ -23,9 +23,9 @@ class Model(nn.Module):
 
     @nn.compact
     def __call__(self, tokens):
-        embed = nn.Embed(32, 64, name="embed")
+        embed = nn.Embed(32, 128, name="embed")
         x = nn.LayerNorm(name="norm")(embed(tokens))
-        x = x + nn.Dense(64, name="layer")(x)
+        x = x + nn.Dense(128, name="layer")(x)
         return nn.Dense(32, name="head")(x) + embed.attend(x)
 
 
@@ -35,6 +35,7 @@ TOKENS = jnp.array([[3, 1, 4, 1, 5]])
 WANTED = {
     "w8a16": (INT8, None, None),
     "w4a16_g64": (INT4, None, None),
+    "w4a16_g128": (INT4, None, None),
     "w4a16_g64_e8": (INT4, None, INT8),
     "w8a8": (INT8, INT8, None),
     "llm_int8": (INT8, INT8, None),

@@ -1,7 +1,7 @@
 """A random Llama, a thousandth of the smallest real one, as files that the command line reads.
 
-Unlike the models of `tests/models`, its sizes are multiples of 64, so that every named recipe fits,
-and it has a tokenizer: one token a byte.
+Unlike the models of `tests/models`, its sizes are multiples of 64, so that every named recipe fits
+but those with wider groups, and it has a tokenizer: one token a byte.
 """
 
 import json

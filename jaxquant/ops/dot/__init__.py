@@ -5,5 +5,9 @@ from ._api import (
     choose_backend as choose_backend,
     dot as dot,
     dot_general as dot_general,
+    KERNELS as KERNELS,
     layout_for as layout_for,
+    make_call as make_call,
+    preferred_backend as preferred_backend,
 )
+from ._call import Layer as Layer

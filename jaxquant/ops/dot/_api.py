@@ -11,20 +11,22 @@ from jaxtyping import Array, Float
 from ...qarray import CANONICAL, check_qarray, Layout, QArray, Scheme
 from .._dispatch import first_willing
 from .._target import target_device
-from . import _mosaic_tpu, _reference, _xla, _xla_cpu
-from ._call import DimensionNumbers, DotCall, Operand
+from . import _mosaic_tpu, _reference, _triton_gpu, _xla, _xla_cpu
+from ._call import DimensionNumbers, DotCall, Layer, Operand
 
 # In order of preference; the reference answers only to its name or when all others refuse.
 BACKENDS = {
     "mosaic_tpu": _mosaic_tpu,
+    "triton_gpu": _triton_gpu,
     "xla_cpu": _xla_cpu,
     "xla": _xla,
     "reference": _reference,
 }
 # Named on a CPU these are interpreted, step by step. Unnamed, they are passed by where others win.
-KERNELS = ("mosaic_tpu",)
+KERNELS = ("mosaic_tpu", "triton_gpu")
 # Those that read layouts of their own.
-LAYOUTS = (_mosaic_tpu, _xla_cpu)
+LAYOUTS = (_mosaic_tpu, _triton_gpu, _xla_cpu)
+_PREFERRED = {"cpu": "xla_cpu", "tpu": "mosaic_tpu", "cuda": "triton_gpu"}
 
 
 def dot_general(
@@ -36,6 +38,7 @@ def dot_general(
     out_dtype: Any = None,
     sharding: NamedSharding | None = None,
     activations: Scheme | None = None,
+    layer: Layer | None = None,
     backend: str | None = None,
 ) -> Float[Array, "..."]:
     """`jax.lax.dot_general` with a QArray on either side, or both.
@@ -49,7 +52,9 @@ def dot_general(
     cuts products by itself and does not need it; kernels do, and never gather a weight.
 
     With `activations` the side that is no QArray is first rounded to that scheme, with ranges of
-    its own, as by `quantize_activation`: by the kernel itself where it can, else before.
+    its own, as by `quantize_activation`: by the kernel itself where it can, else before. `layer`
+    says where the QArray (the right one of two) lies if it is an entry of a stack, in a loop over
+    layers: a kernel then reads it there.
 
     **Raises:** `Refusal` (a `NotImplementedError`) with the reason if the named backend cannot;
     `ValueError` or `TypeError` for operands that are not what they say.
@@ -62,6 +67,7 @@ def dot_general(
         out_dtype=out_dtype,
         sharding=sharding,
         activations=activations,
+        layer=layer,
     )
     if backend in KERNELS and call.platform == "cpu":
         call = dataclasses.replace(call, interpret=True)
@@ -79,6 +85,7 @@ def make_call(
     out_dtype: Any = None,
     sharding: NamedSharding | None = None,
     activations: Scheme | None = None,
+    layer: Layer | None = None,
 ) -> DotCall:
     """Checks the operands and fills in what was left out."""
     for operand in (lhs, rhs):
@@ -110,6 +117,7 @@ def make_call(
         device=target_device(),
         sharding=sharding,
         activations=activations,
+        layer=layer,
     )
 
 
@@ -129,6 +137,11 @@ def choose_backend(call: DotCall, named: str | None = None) -> tuple[str, dict[s
         return reason
 
     return first_willing("dot", BACKENDS, refuses, named)
+
+
+def preferred_backend() -> str:
+    """The backend whose layouts suit the device in force (`target_device`)."""
+    return _PREFERRED.get(target_device().platform, "xla")
 
 
 def _rounds(backend: Any, call: DotCall) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array
@@ -18,13 +19,26 @@ DimensionNumbers = tuple[
 ]
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Layer:
+    """Where a weight lies: entry `index` of the first stored axis of `stack`.
+
+    What reads it there spares the copy that taking the entry out would be.
+    """
+
+    stack: QArray
+    index: Any
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class DotCall:
     """Operands, dimension numbers (over logical axes), precision, and the dtype of the result.
 
     `device` is what it will be compiled for; with `interpret` a kernel for another device is run
     step by step. `sharding` is how the weight lies on a mesh, by its logical axes, where known.
-    `activations`, where the side that is no QArray is to be rounded to that scheme first.
+    `activations`, where the side that is no QArray is to be rounded to that scheme first; `layer`,
+    where the weight is one of a stack.
     """
 
     lhs: Any
@@ -37,6 +51,7 @@ class DotCall:
     interpret: bool = False
     sharding: NamedSharding | None = None
     activations: Scheme | None = None
+    layer: Layer | None = None
 
     @property
     def platform(self) -> str:

@@ -10,17 +10,19 @@ from jaxtyping import Array, Float
 
 from ...qarray import QArray, quantize_array, Scheme
 from .._target import target_device
-from ._call import DotCall
+from ._call import DotCall, Layer
 from ._xla import run as run_xla
 
-# From `x [rows, k]`, an array or a QArray, and a weight of two axes to their product.
-Kernel = Callable[[Any, QArray], Array]
+# From `x [rows, k]`, an array or a QArray, and a weight of two axes to their product; perhaps with
+# the layer of a stack that the weight is.
+Kernel = Callable[..., Array]
 
 
 def product(
     run: Kernel,
     x: Float[Array, "rows k"] | QArray,
     w: QArray,
+    layer: Layer | None = None,
     *,
     summed: int,
     precision: Any = None,
@@ -28,18 +30,20 @@ def product(
 ) -> Float[Array, "rows n"]:
     """`run(x, w)`, differentiated in a plain `x` and in scales by the form of XLA.
 
-    `summed` is the logical axis of `w` that is contracted. `run` must close over nothing that is
-    traced; with `activations` it rounds `x`, whose gradient is then zero. Under `vmap`, `scan` and
-    `jit` it is batched and traced as it is.
+    With `layer`, where `w` lies in a stack, it is `run(x, w, layer)`. `summed` is the logical axis
+    of `w` that is contracted. `run` must close over nothing that is traced; with `activations` it
+    rounds `x`, whose gradient is then zero. Under `vmap`, `scan` and `jit` it is batched and traced
+    as it is.
     """
-    return _product(run, summed, precision, activations, x, w)
+    beside = () if layer is None else (layer,)
+    return _product(run, summed, precision, activations, x, w, *beside)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
 def _product(
-    run: Kernel, summed: int, precision: Any, activations: Scheme | None, x: Any, w: QArray
+    run: Kernel, summed: int, precision: Any, activations: Scheme | None, *operands: Any
 ) -> Array:
-    return run(x, w)
+    return run(*operands)
 
 
 @_product.defjvp
@@ -67,5 +71,6 @@ def _jvp(
         )
         return run_xla(call)
 
-    _, moved = jax.jvp(linear, primals, tangents)
+    # The layer of a stack is the weight once more.
+    _, moved = jax.jvp(linear, primals[:2], tangents[:2])
     return y, moved

@@ -8,6 +8,7 @@ Weights are read as they are stored, `[k, n]`: 4-bit codes in the dtypes that XL
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -16,12 +17,12 @@ from ...numerics import BFLOAT16, E2M1, E4M3, E5M2, E8M0, FLOAT32, Format
 from ...qarray import CANONICAL, Layout, QArray, Scheme
 from ...qarray._layout import order_of
 from . import _mosaic_tpu_pairs as pairs, _mosaic_tpu_tables as tables
-from ._call import DotCall
+from ._call import DotCall, Layer
 from ._gemm import as_gemm, outputs_first, refuses_shape, scale_per_output, weight_side
 from ._grad import product
 from ._mosaic_tpu_blocks import blocks_for
 from ._mosaic_tpu_decode import Cast, Decoder, Lookup, Nibbles, Packed
-from ._mosaic_tpu_weight import Weight, weight_product
+from ._mosaic_tpu_weight import Blocks, TERMS, Weight, weight_product
 from ._partition import cut_of, dealt_out, local_weight
 
 _READY_SCALES = (FLOAT32, BFLOAT16, E8M0)
@@ -60,13 +61,28 @@ def refuses(call: DotCall) -> str | None:
         return decoder
     if isinstance(decoder, Lookup) and x.dtype == jnp.float32 and not _exact(w.scheme.values):
         return f"bfloat16 does not hold the table of {w.scheme.values}, and activations are float32"
-    blocks = blocks_for(rows, _weight(w, decoder), w.scheme.values.bits)
-    return blocks if isinstance(blocks, str) else None
+    weight = _weight(w, decoder)
+    blocks = blocks_for(rows, weight, w.scheme.values.bits)
+    if isinstance(blocks, str):
+        return blocks
+    return _refuses_memory(blocks, weight, x.dtype, tables.generation(call))
 
 
 def rounds(call: DotCall) -> bool:
     """Whether the plain side is rounded to `call.activations` inside the product."""
     return refuses_shape(call) is None and pairs.refuses_rounding(call) is None
+
+
+def _refuses_memory(blocks: Blocks, weight: Weight, dtype: Any, generation: int) -> str | None:
+    """Why activations that are kept for several steps along `k` do not fit, or `None`."""
+    terms = TERMS if dtype == jnp.float32 else 1
+    kept, most = 2 * terms * blocks.rows * weight.k, tables.VECTOR_MEMORY[generation][0] // 2
+    if blocks.k == weight.k or kept <= most:
+        return None
+    return (
+        f"{blocks.rows} rows of {weight.k} activations in {dtype} take {kept} bytes of a core's "
+        f"memory, of which they may take {most}"
+    )
 
 
 def loses(call: DotCall) -> str | None:
@@ -103,10 +119,22 @@ def run(call: DotCall) -> Float[Array, "..."]:
         interpret=call.interpret,
     )
     if cut is None:
-        kernel = functools.partial(multiply, out_dtype=call.out_dtype)
+
+        def kernel(x: Any, w: QArray, *layer: Layer) -> Array:
+            return multiply(x, w, call.out_dtype, *layer)
     else:
         kernel = dealt_out(multiply, cut, summed, call.out_dtype)
-    return gemm.finish(product(kernel, gemm.x, gemm.w, summed=summed, precision=call.precision))
+    layer = call.layer if _stacks(call.layer, gemm.w) else None
+    y = product(kernel, gemm.x, gemm.w, layer, summed=summed, precision=call.precision)
+    return gemm.finish(y)
+
+
+def _stacks(layer: Layer | None, w: QArray) -> bool:
+    """Whether a weight can be read where it lies in a stack: all of it as it is stored."""
+    if layer is None or not _as_stored(w) or w.codes.dtype == E2M1.storage:
+        return False
+    pairs = zip(jax.tree.leaves(layer.stack), jax.tree.leaves(w), strict=True)
+    return layer.stack.layout == w.layout and all(a.shape[1:] == b.shape for a, b in pairs)
 
 
 def layout_for(w: QArray, contracted: tuple[int, ...], stack: tuple[int, ...]) -> Layout:
@@ -138,14 +166,14 @@ def _packing(values: Format) -> int | None:
 
 def _decoder(w: QArray, generation: int) -> Decoder | str:
     """How codes become factors, or why they do not."""
-    values, packed = w.scheme.values, w.layout.packed
-    if _packing(values) is not None:
-        if packed != _packing(values):
+    values, packed, block = w.scheme.values, w.layout.packed, _packing(w.scheme.values)
+    if block is not None:
+        if packed != block:
             return (
-                f"codes of {values} are read in packed blocks of {_packing(values)} outputs, which "
+                f"codes of {values} are read in packed blocks of {block} outputs, which "
                 "`jaxquant.prepare` makes where they divide the outputs"
             )
-        return Packed(format=values, block=packed)
+        return Packed(format=values, block=block)
     if packed is not None or w.layout.wide:
         return f"codes of {values} are read unpacked, as `jaxquant.prepare` stores them"
     if values.integer and values.bits == 8 or values in _CAST:
@@ -182,13 +210,14 @@ def _weight(w: QArray, decoder: Decoder) -> Weight:
 
 def _as_stored(w: QArray) -> bool:
     """Whether the kernel reads scales as they are stored: one an output, in a format it knows."""
-    return w.scheme.scale in _READY_SCALES and w.scale.shape[1] == w.stored_shape[1]
+    return w.scheme.scale in _READY_SCALES and w.scale.shape[-1] == w.stored_shape[-1]
 
 
 def _multiply(
     x: Float[Array, "rows k"],
     w: QArray,
     out_dtype: Any,
+    layer: Layer | None = None,
     *,
     generation: int,
     cores: int,
@@ -199,24 +228,20 @@ def _multiply(
     weight = _weight(w, decoder)
     blocks = blocks_for(x.shape[0], weight, w.scheme.values.bits, cores)
     assert not isinstance(blocks, str)
+    held = w if layer is None else layer.stack
     return weight_product(
         x,
-        _plain_codes(w),
-        _plain_scale(w),
-        _plain_zero_point(w),
+        held.codes,
+        _plain_scale(held),
+        _plain_zero_point(held),
         None,
         weight=weight,
         blocks=blocks,
         out_dtype=out_dtype,
+        layer=None if layer is None else layer.index,
+        vmem_bytes=tables.VECTOR_MEMORY[generation][1],
         interpret=interpret,
     )
-
-
-def _plain_codes(w: QArray) -> Array:
-    """The codes in a dtype that Mosaic reads."""
-    if w.codes.dtype == E2M1.storage:
-        return lax.bitcast_convert_type(w.codes, jnp.uint4)
-    return w.codes
 
 
 def _plain_scale(w: QArray) -> Array:
@@ -231,4 +256,4 @@ def _plain_zero_point(w: QArray) -> Array | None:
         return None
     if zero.dtype == jnp.float16:
         zero = zero.astype(jnp.float32)
-    return jnp.broadcast_to(zero, (zero.shape[0], w.stored_shape[1]))
+    return jnp.broadcast_to(zero, (*zero.shape[:-1], w.stored_shape[-1]))

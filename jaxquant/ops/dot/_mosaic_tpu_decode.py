@@ -206,7 +206,7 @@ def _looked_up(table: tuple[int, ...], indices: Array) -> Array:
 
 def _word(bits: int) -> Any:
     """A word as int32, whose shifts and masks the vector unit has."""
-    return np.uint32(bits).view(np.int32)[()]
+    return np.uint32(bits).astype(np.int32)
 
 
 def _shifted(words: Array, right: int) -> Array:

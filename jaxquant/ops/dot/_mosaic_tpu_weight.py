@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int32, Shaped
 
 from .. import _pallas as pallas
 from ._mosaic_tpu_decode import Decoder, row_of
@@ -62,18 +62,22 @@ class Weight:
 
 def weight_product(
     x: Float[Array, "rows k"],
-    codes: Shaped[Array, "k stored"],
-    scale: Shaped[Array, "groups n"],
-    zero_point: Shaped[Array, "groups n"] | None,
+    codes: Shaped[Array, "*layers k stored"],
+    scale: Shaped[Array, "*layers groups n"],
+    zero_point: Shaped[Array, "*layers groups n"] | None,
     bias: Float[Array, " n"] | None,
     *,
     weight: Weight,
     blocks: Blocks,
     out_dtype: Any,
+    layer: Int32[Array, ""] | None = None,
     vmem_bytes: int | None = None,
     interpret: bool = False,
 ) -> Float[Array, "rows n"]:
-    """`x @ ((codes - zero_point) * scale) + bias`, summed in float32."""
+    """`x @ ((codes - zero_point) * scale) + bias`, summed in float32.
+
+    Of weights that are stacked, `layer` says which one: its blocks are read where they lie.
+    """
     rows = x.shape[0]
     terms = _terms(x)
     kernel = _Kernel(
@@ -90,12 +94,29 @@ def weight_product(
     def column(core: Any, n: Any) -> Any:
         return core * n_steps + n
 
-    by_group = pallas.BlockSpec((groups, blocks.n), lambda c, m, n, k: (k, column(c, n)))
-    stored = weight.decoder.columns(blocks.n)
+    def x_step(n: Any, k: Any) -> Any:
+        # What the first tile of columns has read is kept.
+        return k if kernel.k_steps == 1 else jnp.where(n == 0, k, kernel.k_steps - 1)
+
+    def group_step(k: Any) -> Any:
+        # A scale for all of `k` is in every step the same.
+        return k if weight.group < weight.k else 0
+
+    def of_weight(step: Any, *block: int) -> Any:
+        if layer is None:
+            return pallas.BlockSpec(block, lambda c, m, n, k: (step(k), column(c, n)))
+        return pallas.BlockSpec(
+            (None, *block), lambda c, m, n, k, at: (at[0], step(k), column(c, n))
+        )
+
+    by_group = of_weight(group_step, groups, blocks.n)
     operands: list[Any] = [terms, codes, scale]
     specs = [
-        pallas.BlockSpec((terms.shape[0], blocks.rows, blocks.k), lambda c, m, n, k: (0, m, k)),
-        pallas.BlockSpec((blocks.k, stored), lambda c, m, n, k: (k, column(c, n))),
+        pallas.BlockSpec(
+            (terms.shape[0], blocks.rows, blocks.k),
+            lambda c, m, n, k, *at: (0, m, x_step(n, k)),
+        ),
+        of_weight(lambda k: k, blocks.k, weight.decoder.columns(blocks.n)),
         by_group,
     ]
     if zero_point is not None:
@@ -103,19 +124,38 @@ def weight_product(
         specs.append(by_group)
     if bias is not None:
         operands.append(bias.reshape(1, -1))
-        specs.append(pallas.BlockSpec((1, blocks.n), lambda c, m, n, k: (0, column(c, n))))
+        specs.append(pallas.BlockSpec((1, blocks.n), lambda c, m, n, k, *at: (0, column(c, n))))
     return pallas.tpu_call(
         kernel,
         name="jaxquant_weight_product",
         grid=(blocks.cores, -(-rows // blocks.rows), n_steps, kernel.k_steps),
         semantics=("parallel", "arbitrary", "arbitrary", "arbitrary"),
         in_specs=specs,
-        out_specs=pallas.BlockSpec((blocks.rows, blocks.n), lambda c, m, n, k: (m, column(c, n))),
+        out_specs=pallas.BlockSpec(
+            (blocks.rows, blocks.n), lambda c, m, n, k, *at: (m, column(c, n))
+        ),
         out_shape=jax.ShapeDtypeStruct((rows, weight.n), out_dtype),
         scratch=kernel.scratch,
+        chosen=None if layer is None else layer.reshape(1),
+        cost=_cost(rows, weight, operands, layer is not None, out_dtype),
         vmem_bytes=vmem_bytes,
         interpret=interpret,
     )(*operands)
+
+
+def _cost(
+    rows: int, weight: Weight, operands: list[Any], stacked: bool, out_dtype: Any
+) -> tuple[int, int]:
+    """Operations, and bytes that are moved: each operand once, of a stack one entry."""
+    read = sum(_bytes(x) // (x.shape[0] if stacked and x.ndim == 3 else 1) for x in operands[1:])
+    written = rows * weight.n * jnp.dtype(out_dtype).itemsize
+    return 2 * rows * weight.k * weight.n, _bytes(operands[0]) + read + written
+
+
+def _bytes(x: Array) -> int:
+    """Bytes of an array on a TPU, where two 4-bit numbers share one."""
+    bits = 4 if x.dtype in (jnp.int4, jnp.uint4, jnp.float4_e2m1fn) else 8 * x.dtype.itemsize
+    return x.size * bits // 8
 
 
 def _terms(x: Array) -> Shaped[Array, "terms rows k"]:
@@ -160,8 +200,12 @@ class _Kernel:
 
     @property
     def in_place(self) -> bool:
-        """Whether units of activations are read where they are: whole registers, in order."""
-        return self.weight.decoder.pieces == 1 and self.blocks.unit % 128 == 0
+        """Whether units of activations are read where they are: whole registers, in order.
+
+        Where there are several steps along `k` they would come again for every tile of columns.
+        """
+        ordered = self.weight.decoder.pieces == 1 and self.blocks.unit % 128 == 0
+        return ordered and self.k_steps == 1
 
     @property
     def groups(self) -> int:

@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 from ...qarray import leaf_specs, QArray, retile
 from ...qarray._sharding import shards_of
-from ._call import DotCall
+from ._call import DotCall, Layer
 from ._gemm import weight_side
 
 
@@ -98,8 +98,9 @@ def local_activations(tile: int, k: int, cut: Cut) -> int:
 
 
 def _fitted(w: QArray, cut: Cut, summed: int) -> QArray:
-    """The weight with tiles that no device's shard cuts."""
-    for axis, names in ((summed, cut.k), (1 - summed, cut.n)):
+    """The weight, or a stack of it, with tiles that no device's shard cuts."""
+    first = w.ndim - 2
+    for axis, names in ((first + summed, cut.k), (first + 1 - summed, cut.n)):
         count = cut.count(names)
         if count > 1 and w.tile[axis] > 1:
             w = retile(w, axis, math.gcd(w.tile[axis], w.shape[axis] // count))
@@ -108,18 +109,21 @@ def _fitted(w: QArray, cut: Cut, summed: int) -> QArray:
 
 def _specs(w: QArray, cut: Cut, summed: int) -> QArray:
     by_axis = {summed: cut.k or None, 1 - summed: cut.n or None}
-    return leaf_specs(w, PartitionSpec(by_axis[0], by_axis[1]), cut.mesh)
+    first = (None,) * (w.ndim - 2)
+    return leaf_specs(w, PartitionSpec(*first, by_axis[0], by_axis[1]), cut.mesh)
 
 
 def dealt_out(
-    multiply: Callable[[Any, QArray, Any], Array], cut: Cut, summed: int, out_dtype: Any
-) -> Callable[[Any, QArray], Array]:
+    multiply: Callable[..., Array], cut: Cut, summed: int, out_dtype: Any
+) -> Callable[..., Array]:
     """`multiply(x, w, dtype)` as a function of whole arrays that runs on each device's shards.
+
+    Both take the layer of a stack that the weight is, if it is one.
 
     `x [rows, k]` may be a QArray, whose scales follow it where tiles fill shards.
     """
 
-    def whole(x: Any, w: QArray) -> Array:
+    def whole(x: Any, w: QArray, *layer: Layer) -> Array:
         fitted = _fitted(w, cut, summed)
         rows, k, n = (names or None for names in (cut.rows, cut.k, cut.n))
         x_spec: Any = PartitionSpec(rows, k)
@@ -129,17 +133,21 @@ def dealt_out(
                 x = retile(x, 1, math.gcd(tile, x.shape[1] // cut.count(cut.k)))
             x_spec = leaf_specs(x, x_spec, cut.mesh)
 
-        def shard(x: Any, w: QArray) -> Array:
+        def shard(x: Any, w: QArray, *layer: Layer) -> Array:
             if not cut.k:
-                return multiply(x, w, out_dtype)
-            return lax.psum(multiply(x, w, jnp.float32), cut.k).astype(out_dtype)
+                return multiply(x, w, out_dtype, *layer)
+            return lax.psum(multiply(x, w, jnp.float32, *layer), cut.k).astype(out_dtype)
 
+        stacks = [dataclasses.replace(at, stack=_fitted(at.stack, cut, summed)) for at in layer]
+        layer_specs = [
+            Layer(stack=_specs(at.stack, cut, summed), index=PartitionSpec()) for at in stacks
+        ]
         return jax.shard_map(
             shard,
             mesh=cut.mesh,
-            in_specs=(x_spec, _specs(fitted, cut, summed)),
+            in_specs=(x_spec, _specs(fitted, cut, summed), *layer_specs),
             out_specs=PartitionSpec(rows, n),
             check_vma=False,
-        )(x, fitted)
+        )(x, fitted, *stacks)
 
     return whole

@@ -1,0 +1,222 @@
+"""`jaxquant bench kernels`: what schedules say of decoding, beside XLA's programs and bfloat16."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from ..aot import Target, TARGETS
+from ..ops.dot._cases import Case, DECODE, HELD, SQUARE, WIDE
+from ._bench_matrix import wanted_targets
+from ._compiled_dot import (
+    compile_dot,
+    compiled,
+    dequantized_dot,
+    needed_bytes,
+    operands,
+    Outcome,
+    part_seconds,
+    run_jobs,
+    Status,
+)
+from ._console import bar, check_json, say, show, table, write_json
+
+FORMATS = ("int4 g128", "int4 g128 zero", "int8")
+OURS, XLA, PLAIN, BFLOAT16 = "kernel", "xla", "dequantize, dot", "bfloat16"
+KERNEL = "mosaic_tpu"
+
+SCHEDULED, MOVED, BYTES_AGAINST_XLA, TIME_AGAINST_BFLOAT16 = 1.15, 1.05, 3.0, 2.5
+"""The bars: at most, at most, at least and at least."""
+BARRED = ("v5e", "v6e")
+"""The targets that they are for."""
+
+
+def run_kernels(arguments: argparse.Namespace) -> None:
+    """The command. Its JSON: `bench`, `targets` (for each the bars: `held` of `of` calls), and
+    `calls`, one for each target, shape, format and number of rows, with
+
+    - `target`, `k`, `n`, `held`, `rows`: which call;
+    - `needed_bytes`: codes, scales, zero points, activations and output, once each;
+    - `bound_seconds`: these at the bandwidth of the main memory;
+    - `step`, `steps`, `set_up`: bundles of a step of the kernel, its steps on one core, and bundles
+      that only the first step runs; `spills`, `vmem_bytes`;
+    - `compute_seconds`: the bundles at the clock; `compute_bound_seconds`: with the set-up in every
+      step; `memory_seconds`: the bytes that move; `scheduled_seconds`: the longer of the first and
+      the last; `first_seconds`: the first blocks, which are waited for and in none of the others;
+    - `sides`: for the kernel, XLA by our dispatch, a plain `dequantize` and dot, and bfloat16
+      weights, each `hbm_bytes` (main memory to chip and back), `on_chip_bytes` (arrays that XLA
+      keeps on the chip), `accessed_bytes` (XLA's own count, which has both) and
+      `scheduled_seconds`;
+    - `scheduled_ratio` (to the bound), `bytes_ratio` (to those needed), `xla_bytes_ratio` and
+      `xla_accessed_ratio` (of the plain dequantize and dot, by either count, to the kernel's
+      bytes), `xla_ratio` (scheduled seconds of the faster of XLA's two to the kernel's) and
+      `bfloat16_ratio` (those of bfloat16).
+
+    All is read from what the compiler wrote: nothing is run.
+
+    **Raises:** `ValueError` for a target that is no TPU, or if a compiler fails.
+    """
+    check_json(arguments.json)
+    targets = [t for t in wanted_targets(arguments.target or BARRED) if t.platform == "tpu"]
+    if not targets:
+        raise ValueError(
+            "bench kernels reads schedules, which only the compiler for TPUs writes. Name one of "
+            "v4, v5e, v5p, v6e, 7x with --target; bench compile-matrix has h100 too."
+        )
+    cases = [
+        Case(linear=linear, rows=rows, held=HELD[name])
+        for linear in (SQUARE, WIDE)
+        for name in FORMATS
+        for rows in (DECODE[:1] if arguments.quick else DECODE)
+    ]
+    jobs = [(call, (case, target.name)) for target in targets for case in cases]
+    with bar("compiling") as progress:
+        rows = run_jobs(jobs, arguments.jobs, progress)
+    verdicts = {}
+    for target in targets:
+        own = [row for row in rows if row["target"] == target.name]
+        for weight in dict.fromkeys(_weight(row) for row in own):
+            show(kernel_table([row for row in own if _weight(row) == weight]))
+            show(beside_table([row for row in own if _weight(row) == weight]))
+        verdicts[target.name] = found = bars(own)
+        say(verdict(target.name, found))
+    result = {"bench": "kernels", "targets": verdicts, "calls": rows}
+    write_json(arguments.json, result)
+
+
+def call(case: Case, name: str) -> dict[str, Any]:
+    """One entry of `calls`.
+
+    **Raises:** `ValueError` if one of the sides is not compiled.
+    """
+    target = TARGETS[name]
+    x, w = operands(case, "xla")
+    plain = jax.ShapeDtypeStruct((case.linear.k, case.linear.n), case.dtype)
+    outcomes = {
+        OURS: compile_dot(case, KERNEL, target),
+        XLA: compile_dot(case, "xla", target),
+        PLAIN: compiled(dequantized_dot, (x, w), target),
+        BFLOAT16: compiled(dequantized_dot, (x, plain), target),
+    }
+    sides = {name: _side(name, outcome, target) for name, outcome in outcomes.items()}
+    ours = outcomes[OURS].figures
+    assert ours is not None and ours.cycles is not None
+    needed = needed_bytes(case)
+    bound = needed / target.hbm_bytes_per_second
+    compute, every_step, memory = part_seconds(ours, target)
+    scheduled = max(compute, memory)
+    xla = [sides[name] for name in (XLA, PLAIN)]
+    return {
+        "target": target.name,
+        "k": case.linear.k,
+        "n": case.linear.n,
+        "held": case.held.name,
+        "rows": case.rows,
+        "needed_bytes": needed,
+        "bound_seconds": bound,
+        "step": ours.cycles.step,
+        "steps": ours.cycles.steps,
+        "set_up": ours.cycles.set_up,
+        "spills": ours.cycles.spills,
+        "vmem_bytes": ours.vmem_bytes,
+        "compute_seconds": compute,
+        "compute_bound_seconds": every_step,
+        "memory_seconds": memory,
+        "scheduled_seconds": scheduled,
+        "first_seconds": ours.first_bytes / target.hbm_bytes_per_second,
+        "sides": sides,
+        "scheduled_ratio": scheduled / bound,
+        "bytes_ratio": ours.hbm_bytes / needed,
+        "xla_bytes_ratio": sides[PLAIN]["hbm_bytes"] / ours.hbm_bytes,
+        "xla_accessed_ratio": sides[PLAIN]["accessed_bytes"] / ours.hbm_bytes,
+        "xla_ratio": min(side["scheduled_seconds"] for side in xla) / scheduled,
+        "bfloat16_ratio": sides[BFLOAT16]["scheduled_seconds"] / scheduled,
+    }
+
+
+def _side(name: str, outcome: Outcome, target: Target) -> dict[str, Any]:
+    if outcome.status is not Status.COMPILED:
+        raise ValueError(f"{name} was {outcome.status.value} for {target.name}: {outcome.reason}")
+    figures = outcome.figures
+    assert figures is not None
+    if not figures.known:
+        raise ValueError(f"The schedule of {name} for {target.name} has a loop of unknown turns.")
+    compute, _, memory = part_seconds(figures, target)
+    return {
+        "hbm_bytes": figures.hbm_bytes,
+        "on_chip_bytes": figures.on_chip_bytes,
+        "accessed_bytes": figures.accessed_bytes,
+        "compute_seconds": compute,
+        "scheduled_seconds": max(compute, memory),
+    }
+
+
+def bars(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """For each bar, how many calls it is for and how many hold it."""
+    int4 = [row for row in rows if row["held"].startswith("int4")]
+    wanted = {
+        "scheduled_ratio": [row["scheduled_ratio"] <= SCHEDULED for row in rows],
+        "bytes_ratio": [row["bytes_ratio"] <= MOVED for row in rows],
+        "xla_bytes_ratio": [row["xla_bytes_ratio"] >= BYTES_AGAINST_XLA for row in int4],
+        "xla_accessed_ratio": [row["xla_accessed_ratio"] >= BYTES_AGAINST_XLA for row in int4],
+        "bfloat16_ratio": [row["bfloat16_ratio"] >= TIME_AGAINST_BFLOAT16 for row in int4],
+    }
+    return {name: {"held": sum(held), "of": len(held)} for name, held in wanted.items()}
+
+
+def verdict(target: str, found: dict[str, dict[str, int]]) -> str:
+    """The line below a target's tables."""
+    texts = {
+        "scheduled_ratio": f"scheduled at most {SCHEDULED}x the bytes bound",
+        "bytes_ratio": f"bytes at most {MOVED}x those needed",
+        "xla_bytes_ratio": f"int4 {BYTES_AGAINST_XLA:g}x fewer bytes than XLA in main memory",
+        "xla_accessed_ratio": "by XLA's own count",
+        "bfloat16_ratio": f"int4 {TIME_AGAINST_BFLOAT16}x less time than bfloat16",
+    }
+    parts = [f"{text} {found[name]['held']}/{found[name]['of']}" for name, text in texts.items()]
+    barred = "" if target in BARRED else " (no bar here)"
+    return f"{target}{barred}: " + "; ".join(parts) + "."
+
+
+def kernel_table(rows: Sequence[dict[str, Any]]) -> Any:
+    """The kernels: bundles, microseconds, and ratios to what must be moved."""
+    made = table(
+        *(_weight(rows[0]), "rows", "bundles", "spills", "code us", "HBM us", "first", "/bound"),
+        *("worst", "/needed"),
+        title="kernels: step x steps + once; the longer of code and HBM /bound; bytes /needed",
+    )
+    for row in rows:
+        worst = max(row["compute_bound_seconds"], row["memory_seconds"]) / row["bound_seconds"]
+        bundles = f"{row['step']}x{row['steps']}+{row['set_up']}"
+        made.add_row(
+            *(row["held"], str(row["rows"]), bundles, str(row["spills"])),
+            *(f"{1e6 * row[name]:.1f}" for name in ("compute_seconds", "memory_seconds")),
+            f"{1e6 * row['first_seconds']:.1f}",
+            *(f"{row['scheduled_ratio']:.2f}", f"{worst:.2f}", f"{row['bytes_ratio']:.3f}"),
+        )
+    return made
+
+
+def beside_table(rows: Sequence[dict[str, Any]]) -> Any:
+    """The kernels beside the other sides: megabytes and microseconds."""
+    sides = ("ours", "xla", "plain", "bf16")
+    made = table(
+        *(_weight(rows[0]), "rows", "MB", *sides[1:], "count", "us", *sides[1:]),
+        *("xla /us", "bf16 /us"),
+        title="beside XLA: MB of main memory; its own count of plain; microseconds scheduled",
+    )
+    for row in rows:
+        found = [row["sides"][name] for name in (OURS, XLA, PLAIN, BFLOAT16)]
+        made.add_row(
+            *(row["held"], str(row["rows"])),
+            *(f"{1e-6 * side['hbm_bytes']:.0f}" for side in found),
+            f"{1e-6 * row['sides'][PLAIN]['accessed_bytes']:.0f}",
+            *(f"{1e6 * side['scheduled_seconds']:.0f}" for side in found),
+            *(f"{row['xla_ratio']:.2f}", f"{row['bfloat16_ratio']:.2f}"),
+        )
+    return made
+
+
+def _weight(row: dict[str, Any]) -> str:
+    return f"{row['target']} {row['k']}x{row['n']}"

@@ -1,0 +1,68 @@
+"""How parameters lie on a mesh: noted in the plan, and told to kernels at each site."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+
+from ..qarray._sharding import replicated_axes
+from ._explicit import explicit_sharding
+from ._plan import LeafPlan, Plan, PlanError
+from ._weight import Weight
+
+
+def placed(plan: Plan, shardings: Mapping[str, NamedSharding]) -> Plan:
+    """The plan with where its leaves lie, by path.
+
+    **Raises:** `PlanError` if they lie on different meshes.
+    """
+    meshes = {sharding.mesh.abstract_mesh for sharding in shardings.values()}
+    if len(meshes) > 1:
+        raise PlanError(
+            f"The parameters lie on {len(meshes)} meshes: {', '.join(map(str, meshes))}. Shard all "
+            "of them over one."
+        )
+    leaves = tuple(_leaf(leaf, shardings.get(leaf.path)) for leaf in plan.leaves)
+    return dataclasses.replace(plan, leaves=leaves, mesh=next(iter(meshes), None))
+
+
+def _leaf(leaf: LeafPlan, sharding: NamedSharding | None) -> LeafPlan:
+    """The leaf with what its sharding means for its scales."""
+    if sharding is None:
+        return leaf
+    entries = (*sharding.spec, *(None,) * (len(leaf.shape) - len(sharding.spec)))
+    names = [e if isinstance(e, tuple) else () if e is None else (e,) for e in entries]
+    return dataclasses.replace(
+        leaf,
+        spec=tuple(",".join(map(str, n)) for n in names),
+        replicated=replicated_axes(leaf.abstract, sharding.spec, sharding.mesh),
+    )
+
+
+def weight_sharding(weight: Weight, plan: Plan) -> NamedSharding | None:
+    """How a weight lies where it is met, by its present axes: as its type says, else as planned.
+
+    `None` where neither tells.
+    """
+    found = explicit_sharding(weight.value)
+    if found is not None:
+        return found
+    leaf = plan.by_path.get(weight.path)
+    mesh: Any = plan.mesh
+    if leaf is None or not leaf.spec or mesh is None:
+        return None
+    entries = []
+    for stored in weight.axes:
+        names = [leaf.spec[axis] for axis in stored]
+        if any(names[1:]):
+            # Of axes that were merged, only the first one's shards are runs of neighbours.
+            return None
+        entries.append(tuple(names[0].split(",")) if names and names[0] else None)
+    return NamedSharding(_automatic(mesh), PartitionSpec(*entries))
+
+
+def _automatic(mesh: AbstractMesh) -> AbstractMesh:
+    """The same mesh with axes that XLA looks after."""
+    kinds = (AxisType.Auto,) * len(mesh.axis_names)
+    return AbstractMesh(mesh.axis_sizes, mesh.axis_names, kinds)

@@ -1,0 +1,76 @@
+"""`jaxquant bench kernels`: ratios by hand, and the bars of the issue on v5e and v6e."""
+
+import json
+
+import pytest
+
+from jaxquant.cli import _bench_kernels as bench
+from jaxquant.cli._bench_kernels import bars, call, FORMATS, verdict
+from jaxquant.ops.dot._cases import Case, HELD, SQUARE
+
+
+def _row(held="int4 g128", **ratios):
+    return {
+        "held": held,
+        "scheduled_ratio": 1.0,
+        "bytes_ratio": 1.0,
+        "xla_bytes_ratio": 4.0,
+        "xla_accessed_ratio": 4.0,
+        "bfloat16_ratio": 3.0,
+        **ratios,
+    }
+
+
+def test_bars_are_counted_and_said():
+    rows = [
+        _row(),
+        _row(scheduled_ratio=1.16, bfloat16_ratio=2.4),
+        _row("int8", xla_bytes_ratio=1.0, bfloat16_ratio=2.0),
+    ]
+    found = bars(rows)
+    assert found["scheduled_ratio"] == {"held": 2, "of": 3}
+    assert found["bytes_ratio"] == {"held": 3, "of": 3}
+    assert found["xla_bytes_ratio"] == {"held": 2, "of": 2}
+    assert found["bfloat16_ratio"] == {"held": 1, "of": 2}
+    assert "v5e: scheduled at most 1.15x the bytes bound 2/3" in verdict("v5e", found)
+    assert verdict("v4", found).startswith("v4 (no bar here): ")
+
+
+def test_only_the_compiler_for_tpus_writes_schedules(jaxquant):
+    ran = jaxquant("bench", "kernels", "--target", "h100")
+    assert ran.code == 2 and "bench compile-matrix has h100 too" in ran.err
+
+
+def test_the_wrong_target_is_refused(jaxquant):
+    ran = jaxquant("bench", "kernels", "--target", "v9")
+    assert ran.code == 2 and "--target v9 is not known" in ran.err
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("target", bench.BARRED)
+@pytest.mark.parametrize("held", FORMATS)
+@pytest.mark.parametrize("rows", [1, 64])
+def test_the_bars_hold(target, held, rows):
+    row = call(Case(linear=SQUARE, rows=rows, held=HELD[held]), target)
+    assert row["scheduled_ratio"] <= bench.SCHEDULED
+    assert row["bytes_ratio"] <= bench.MOVED
+    assert row["bound_seconds"] <= row["scheduled_seconds"] <= row["compute_bound_seconds"] or (
+        row["memory_seconds"] >= row["compute_bound_seconds"]
+    )
+    if held.startswith("int4"):
+        assert row["bfloat16_ratio"] >= bench.TIME_AGAINST_BFLOAT16
+    else:
+        assert row["sides"]["bfloat16"]["hbm_bytes"] == pytest.approx(
+            2 * row["sides"]["kernel"]["hbm_bytes"], rel=0.1
+        )
+
+
+@pytest.mark.aot
+def test_the_command_writes_what_it_shows(jaxquant, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "FORMATS", ("int8",))
+    options = ("--quick", "--jobs", 1, "--target", "v5e", "--json", tmp_path / "k.json")
+    ran = jaxquant("bench", "kernels", *options)
+    assert ran.code == 0 and "v5e 4096x14336" in ran.out and "v5e: scheduled at most" in ran.out
+    written = json.loads((tmp_path / "k.json").read_text())
+    assert [row["n"] for row in written["calls"]] == [4096, 14336]
+    assert written["targets"]["v5e"]["bytes_ratio"] == {"held": 2, "of": 2}
