@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int32, Shaped
 
 from .. import _pallas as pallas
 from ._mosaic_tpu_round import round_rows, Rounding
@@ -80,18 +80,20 @@ class CodeBlocks:
 def codes_product(
     x: Shaped[Array, "rows k"],
     x_scale: Float[Array, "rows tiles"] | None,
-    codes: Shaped[Array, "k n"],
+    codes: Shaped[Array, "*layers k n"],
     scale: Float[Array, "groups n"] | Float[Array, "steps groups wide"],
     bias: Float[Array, " n"] | None,
     *,
     pair: Pair,
     blocks: CodeBlocks,
     out_dtype: Any,
+    layer: Int32[Array, ""] | None = None,
     interpret: bool = False,
 ) -> Float[Array, "rows n"]:
     """`(x * x_scale) @ (codes * scale) + bias`; without `x_scale`, `x` is rounded here.
 
-    `scale` is by step of columns, group and tile if `pair.tiled`.
+    `scale` is by step of columns, group and tile if `pair.tiled`. Of codes that are stacked,
+    `layer` says which ones: their blocks are read where they lie.
     """
     rows = x.shape[0]
     kernel = _Kernel(pair=pair, blocks=blocks, bias=bias is not None, plain=np.dtype(x.dtype))
@@ -100,47 +102,76 @@ def codes_product(
     def column(core: Any, n: Any) -> Any:
         return core * n_steps + n
 
-    # To be rounded, rows are there whole.
+    def x_step(n: Any, k: Any) -> Any:
+        # To be rounded, rows are there whole; what the first tile of columns has read is kept.
+        if pair.rounding:
+            return 0
+        return jnp.where(n == 0, k, kernel.k_steps - 1) if kernel.kept else k
+
     x_block = (blocks.rows, pair.k if pair.rounding else blocks.k)
     operands: list[Any] = [x]
-    specs = [pallas.BlockSpec(x_block, lambda c, m, n, k: (m, 0 if pair.rounding else k))]
+    specs = [pallas.BlockSpec(x_block, lambda c, m, n, k, *at: (m, x_step(n, k)))]
     if x_scale is not None:
         by_step = x_scale.reshape(rows, kernel.left_steps, -1).transpose(1, 0, 2)
         operands.append(by_step)
         shape = (1, blocks.rows, by_step.shape[2])
         several = kernel.left_steps > 1
-        specs.append(pallas.BlockSpec(shape, lambda c, m, n, k: (k if several else 0, m, 0)))
+        specs.append(pallas.BlockSpec(shape, lambda c, m, n, k, *at: (k if several else 0, m, 0)))
     operands += [codes, kernel.by_step(scale)]
     steps = kernel.right_steps > 1
-    specs.append(pallas.BlockSpec((blocks.k, blocks.n), lambda c, m, n, k: (k, column(c, n))))
+    if layer is None:
+        specs.append(
+            pallas.BlockSpec((blocks.k, blocks.n), lambda c, m, n, k, *at: (k, column(c, n)))
+        )
+    else:
+        specs.append(
+            pallas.BlockSpec(
+                (None, blocks.k, blocks.n), lambda c, m, n, k, at: (at[0], k, column(c, n))
+            )
+        )
     shape = operands[-1].shape
     if pair.tiled:
         specs.append(
             pallas.BlockSpec(
-                (1, 1, *shape[2:]), lambda c, m, n, k: (k if steps else 0, column(c, n), 0, 0)
+                (1, 1, *shape[2:]), lambda c, m, n, k, *at: (k if steps else 0, column(c, n), 0, 0)
             )
         )
     else:
         specs.append(
             pallas.BlockSpec(
-                (1, shape[1], blocks.n), lambda c, m, n, k: (k if steps else 0, 0, column(c, n))
+                (1, shape[1], blocks.n),
+                lambda c, m, n, k, *at: (k if steps else 0, 0, column(c, n)),
             )
         )
     if bias is not None:
         operands.append(bias.reshape(1, -1))
-        specs.append(pallas.BlockSpec((1, blocks.n), lambda c, m, n, k: (0, column(c, n))))
+        specs.append(pallas.BlockSpec((1, blocks.n), lambda c, m, n, k, *at: (0, column(c, n))))
     return pallas.tpu_call(
         kernel,
         name="jaxquant_codes_product",
         grid=(blocks.cores, -(-rows // blocks.rows), n_steps, kernel.k_steps),
         semantics=("parallel", "arbitrary", "arbitrary", "arbitrary"),
         in_specs=specs,
-        out_specs=pallas.BlockSpec((blocks.rows, blocks.n), lambda c, m, n, k: (m, column(c, n))),
+        out_specs=pallas.BlockSpec(
+            (blocks.rows, blocks.n), lambda c, m, n, k, *at: (m, column(c, n))
+        ),
         out_shape=jax.ShapeDtypeStruct((rows, pair.n), out_dtype),
         scratch=kernel.scratch,
+        chosen=None if layer is None else layer.reshape(1),
+        cost=_cost(rows, pair, codes, operands, out_dtype),
         vmem_bytes=blocks.vmem,
         interpret=interpret,
     )(*operands)
+
+
+def _cost(
+    rows: int, pair: Pair, codes: Array, operands: list[Any], out_dtype: Any
+) -> tuple[int, int]:
+    """Operations, and bytes that are moved: each operand once, of a stack one entry."""
+    bits = 4 if codes.dtype in (jnp.int4, jnp.uint4) else 8
+    read = sum(x.size * x.dtype.itemsize for x in operands if x is not codes)
+    written = rows * pair.n * jnp.dtype(out_dtype).itemsize
+    return 2 * rows * pair.k * pair.n, pair.k * pair.n * bits // 8 + read + written
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from ...qarray._scheme import tile_shape
 from .._activations import undifferentiated
 from .._factors import common_tile, kept_scale, refuses_codes, refuses_sum
 from . import _mosaic_tpu_tables as tables
-from ._call import DotCall
+from ._call import DotCall, Layer
 from ._gemm import as_gemm, outputs_first, scale_per_output, weight_side
 from ._grad import product
 from ._mosaic_tpu_codes import CodeBlocks, codes_product, Feed, Pair
@@ -139,7 +139,9 @@ def run(call: DotCall) -> Float[Array, "..."]:
         interpret=call.interpret,
     )
     if cut is None:
-        kernel: Any = functools.partial(multiply, out_dtype=call.out_dtype)
+
+        def kernel(x: Any, w: QArray, *layer: Layer) -> Array:
+            return multiply(x, w, call.out_dtype, *layer)
     else:
         kernel = dealt_out(multiply, cut, summed, call.out_dtype)
     return gemm.finish(
@@ -147,6 +149,7 @@ def run(call: DotCall) -> Float[Array, "..."]:
             kernel,
             x,
             gemm.w,
+            call.layer if _stacks(call.layer, gemm.w) else None,
             summed=summed,
             precision=call.precision,
             activations=call.activations,
@@ -154,10 +157,19 @@ def run(call: DotCall) -> Float[Array, "..."]:
     )
 
 
+def _stacks(layer: Layer | None, w: QArray) -> bool:
+    """Whether the codes of a weight can be read where they lie in a stack."""
+    if layer is None:
+        return False
+    stack = layer.stack
+    return stack.layout == w.layout and stack.codes.shape[1:] == w.codes.shape
+
+
 def _multiply(
     x: Any,
     w: QArray,
     out_dtype: Any,
+    layer: Layer | None = None,
     *,
     rounded: Scheme | None,
     generation: int,
@@ -181,12 +193,13 @@ def _multiply(
     return codes_product(
         x,
         x_scale,
-        w.codes,
+        w.codes if layer is None else layer.stack.codes,
         scale_per_tile(w, blocks.n) if pair.tiled else scale_per_output(w, outputs_first=False),
         None,
         pair=pair,
         blocks=blocks,
         out_dtype=out_dtype,
+        layer=None if layer is None else layer.index,
         interpret=interpret,
     )
 

@@ -1,8 +1,8 @@
 """Rounding activations inside a kernel for TPU, as `quantize_activation` rounds them.
 
 The bits are the same: maxima and products round alike everywhere, and for the one reciprocal a tile
-Mosaic and XLA emit the same instructions on each generation of the chip (on none of them is it the
-nearest float32, as it is on a CPU).
+Mosaic and XLA emit the same instructions on each generation of the chip (which need not give the
+nearest float32, as a CPU does).
 """
 
 import dataclasses

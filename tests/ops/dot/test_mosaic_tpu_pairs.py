@@ -21,6 +21,7 @@ from jaxquant.ops import choose_backend, dot_general, quantize_activation
 from jaxquant.ops._target import Device
 from jaxquant.ops.dot import _mosaic_tpu, _mosaic_tpu_pairs as pairs
 from jaxquant.ops.dot._api import make_call
+from jaxquant.ops.dot._call import Layer
 from jaxquant.ops.dot._mosaic_tpu_codes import Feed
 from jaxquant.qarray import abstract_qarray, place, quantize_array, Scheme, schemes, Tile
 
@@ -240,6 +241,27 @@ def test_it_is_mapped_and_scanned(name: str):
         assert same_bits(mapped[i], _inside(xs[i], weights[i], scheme))
         assert same_bits(shared[i], _inside(xs[i], weights[0], scheme))
     assert same_bits(scanned, mapped)
+
+
+@pytest.mark.parametrize("name", ["w8a8", "fp8 blocks"])
+def test_a_layer_of_a_stack_is_read_where_it_lies(name: str):
+    """No copy of its codes is taken out: the kernel is given the whole stack."""
+    scheme, x = SIDES[name][0], normal(9, 384, seed=3)
+    weights = [
+        quantize_array(uneven(384, 200, seed=i), SIDES[name][1], contracted=(0,)) for i in range(3)
+    ]
+    stack = jax.tree.map(lambda *parts: jnp.stack(parts), *weights)
+
+    def layer(x, stack, i):
+        w = jax.tree.map(lambda leaf: leaf[i], stack)
+        return _inside(x, w, scheme, layer=Layer(stack=stack, index=i))
+
+    for i, w in enumerate(weights):
+        assert same_bits(jax.jit(layer)(x, stack, jnp.int32(i)), _inside(x, w, scheme))
+    # What was taken out is not looked at.
+    zeros = dataclasses.replace(weights[1], codes=jnp.zeros_like(weights[1].codes))
+    got = _inside(x, zeros, scheme, layer=Layer(stack=stack, index=jnp.int32(1)))
+    assert same_bits(got, _inside(x, weights[1], scheme))
 
 
 @pytest.mark.parametrize("inside", [True, False])
