@@ -21,7 +21,7 @@ from ._call import DotCall, Layer
 from ._gemm import as_gemm, outputs_first, refuses_shape, scale_per_output, weight_side
 from ._grad import product
 from ._mosaic_tpu_blocks import blocks_for
-from ._mosaic_tpu_decode import Cast, Decoder, Lookup, Nibbles, Packed
+from ._mosaic_tpu_decode import Bias11, Cast, Decoder, Lookup, Nibbles, Packed
 from ._mosaic_tpu_weight import Blocks, TERMS, Weight, weight_product
 from ._partition import cut_of, dealt_out, local_weight
 
@@ -176,6 +176,8 @@ def _decoder(w: QArray, generation: int) -> Decoder | str:
         return Packed(format=values, block=block)
     if packed is not None or w.layout.wide:
         return f"codes of {values} are read unpacked, as `jaxquant.prepare` stores them"
+    if values == E4M3 and generation in tables.MULTIPLIES_E4M3_BIAS_11:
+        return Bias11()
     if values.integer and values.bits == 8 or values in _CAST:
         return Cast()
     if values.integer and values.bits == 4:

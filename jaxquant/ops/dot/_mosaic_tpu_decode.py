@@ -5,12 +5,13 @@ order of rows and with a constant added: what is cheap differs between generatio
 the activations are put in the same order, and what the constant adds to sums is taken off them.
 Each decoder is a static value that says
 
-- `offset`: what its factors are too large by;
+- `offset`: what its factors are too large by; `factor`, what they are too small by;
 - `pieces`: in which order rows come, that of `row_of`;
 - `least_unit`, `least_columns`: what it decodes at a time is a multiple of so many rows, and of so
   many columns unless there are fewer;
 - `columns(n)`: how many stored elements hold `n` columns;
-- `decode(ref, start, rows, columns)`: so many rows from `start` on, in bfloat16.
+- `decode(ref, start, rows, columns)`: so many rows from `start` on, in a dtype by which the matrix
+  unit multiplies bfloat16.
 """
 
 import dataclasses
@@ -48,6 +49,7 @@ class Cast:
     """Codes in a dtype that the vector unit converts."""
 
     offset: float = 0.0
+    factor: float = 1.0
     pieces: int = 1
     least_unit: int = 32
     least_columns: int = 128
@@ -60,6 +62,29 @@ class Cast:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Bias11:
+    """e4m3 as the e4m3 that matrix units of generations 5 and 6 have, of exponents biased by 11.
+
+    The same bits stand for 1/16 there, but for -0, which is that format's NaN and is made 0.
+    """
+
+    offset: float = 0.0
+    factor: float = 16.0
+    pieces: int = 1
+    least_unit: int = 32
+    least_columns: int = 128
+
+    def columns(self, columns: int) -> int:
+        return columns
+
+    def decode(self, ref: Any, start: int, rows: int, columns: slice) -> Array:
+        words = pallas.bitcast(ref[start : start + rows, columns], jnp.int32)
+        low = _word(0x7F7F7F7F)
+        # The sign stays where another bit of the byte is set: these carry into its place.
+        return pallas.bitcast(words & (((words & low) + low) | low), jnp.float8_e4m3b11fnuz)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Nibbles:
     """4-bit integers, eight to a word, as bfloat16 without converting one.
 
@@ -69,6 +94,7 @@ class Nibbles:
     """
 
     signed: bool
+    factor: float = 1.0
     pieces: int = 4
     # Four pieces of 16 rows, as many as a register of bfloat16 has.
     least_unit: int = 64
@@ -99,6 +125,7 @@ class Packed:
 
     format: Format
     block: int
+    factor: float = 1.0
     pieces: int = 2
     least_unit: int = 32
 
@@ -154,6 +181,7 @@ class Lookup:
 
     table: tuple[float, ...]
     offset: float = 0.0
+    factor: float = 1.0
     pieces: int = 4
     least_unit: int = 64
     least_columns: int = 128
@@ -179,7 +207,7 @@ class Lookup:
         return tuple(int(b) for b in (bits << np.uint32(shift)).view(np.int32))
 
 
-Decoder = Cast | Nibbles | Packed | Lookup
+Decoder = Cast | Bias11 | Nibbles | Packed | Lookup
 
 
 def _looked_up(table: tuple[int, ...], indices: Array) -> Array:

@@ -363,7 +363,8 @@ class _Kernel:
 
     def _scales(self, scale_ref: Any, groups: slice, columns: slice) -> Float[Array, "groups n"]:
         scale = scale_ref[groups, columns]
-        if not self.weight.exponents:
-            return scale.astype(jnp.float32)
-        # The byte of an E8M0 is the exponent of a float32.
-        return lax.bitcast_convert_type(scale.astype(jnp.int32) << 23, jnp.float32)
+        if self.weight.exponents:
+            # The byte of an E8M0 is the exponent of a float32.
+            scale = lax.bitcast_convert_type(scale.astype(jnp.int32) << 23, jnp.float32)
+        scale, factor = scale.astype(jnp.float32), self.weight.decoder.factor
+        return scale if factor == 1 else scale * factor

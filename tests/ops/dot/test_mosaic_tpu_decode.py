@@ -7,7 +7,7 @@ import pytest
 
 from jaxquant.numerics import INT1, INT2, INT3, NF4, pack, TERNARY, UINT2, UINT3
 from jaxquant.ops._pallas import interpreted
-from jaxquant.ops.dot._mosaic_tpu_decode import Cast, Lookup, Nibbles, Packed, row_of
+from jaxquant.ops.dot._mosaic_tpu_decode import Bias11, Cast, Lookup, Nibbles, Packed, row_of
 
 ROWS = 128
 
@@ -23,7 +23,7 @@ def _decoded(decoder, stored: jax.Array, columns: slice) -> np.ndarray:
     width = columns.stop - columns.start
 
     def kernel(ref, out):
-        out[...] = decoder.decode(ref, ROWS, ROWS, columns)
+        out[...] = decoder.decode(ref, ROWS, ROWS, columns).astype(jnp.bfloat16)
 
     shape = jax.ShapeDtypeStruct((ROWS, width), jnp.bfloat16)
     return np.asarray(interpreted(kernel, shape)(stored)).astype(np.float64)
@@ -42,6 +42,17 @@ def test_four_bits(cast: bool, dtype, lowest: int):
     codes = _codes(lowest, lowest + 15, 256)
     decoder = Cast() if cast else Nibbles(signed=lowest < 0)
     _check(decoder, jnp.asarray(codes, jnp.int8).astype(dtype), codes, slice(0, 128))
+
+
+def test_e4m3_as_the_one_of_exponents_biased_by_11():
+    """Every code that is no NaN, -0 too, which stands for NaN there."""
+    codes = _codes(0, 255, 256) & 0xFF
+    codes[(codes & 0x7F) == 0x7F] = 0x80
+    assert (codes == 0x80).any()
+    stored = jnp.asarray(codes, jnp.uint8).view(jnp.float8_e4m3fn)
+    decoder = Bias11()
+    values = np.asarray(stored).astype(np.float64) / decoder.factor
+    _check(decoder, stored, values, slice(0, 256))
 
 
 @pytest.mark.parametrize("format", [INT1, INT2, UINT2, TERNARY, INT3, UINT3], ids=str)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxquant.numerics import INT2, NF4, pack, UINT3
-from jaxquant.ops.dot._mosaic_tpu_decode import Cast, Lookup, Nibbles, Packed
+from jaxquant.ops.dot._mosaic_tpu_decode import Bias11, Cast, Lookup, Nibbles, Packed
 from jaxquant.ops.dot._mosaic_tpu_weight import Blocks, Weight, weight_product
 
 
@@ -32,12 +32,16 @@ class Kind:
         if isinstance(self.decoder, Packed):
             storage = jnp.asarray(codes, self.decoder.format.storage)
             return pack(storage, self.decoder.format, self.decoder.block)
+        if self.dtype == jnp.float8_e4m3fn:
+            return jnp.asarray(codes, jnp.uint8).view(self.dtype)
         return jnp.asarray(codes, jnp.int8).astype(self.dtype)
 
     def values(self, codes: np.ndarray) -> np.ndarray:
         if isinstance(self.decoder, Lookup):
             table = np.asarray(self.decoder.table, np.float32).astype(jnp.bfloat16)
             return table.astype(np.float64)[codes]
+        if self.dtype == jnp.float8_e4m3fn:
+            return codes.astype(np.uint8).view(jnp.float8_e4m3fn).astype(np.float64)
         return codes.astype(np.float64)
 
 
@@ -52,6 +56,7 @@ KINDS = {
     "int3 zero": Kind(decoder=Packed(format=UINT3, block=1024), lowest=0, count=8, zero=True),
     "int2": Kind(decoder=Packed(format=INT2, block=512), lowest=-2, count=4),
     "nf4": Kind(decoder=Lookup(table=NF4.table or ()), lowest=0, count=16, dtype=jnp.uint4),
+    "e4m3": Kind(decoder=Bias11(), lowest=0, count=127, dtype=jnp.float8_e4m3fn),
     "int4 exponents": Kind(
         decoder=Nibbles(signed=True), lowest=-8, count=16, dtype=jnp.int4, exponents=True
     ),
