@@ -102,9 +102,10 @@ def test_a_call_is_compiled_refused_or_fails():
 @pytest.mark.aot
 def test_what_is_read_again_is_counted():
     target, _ = parse_target("v5e")
-    # Two tiles of rows: the weight is read twice.
-    case = dataclasses.replace(_case("int4 g128"), rows=256)
+    # Two tiles of rows, two of columns: the weight is read twice.
+    linear = dataclasses.replace(SMALL, n=2048)
+    case = dataclasses.replace(_case("int4 g128", linear=linear), rows=256)
     made = compile_dot(case, "mosaic_tpu", target, schedule=False)
-    weight = 1024 * 512 // 2 + 2 * 8 * 512
+    weight = 1024 * 2048 // 2 + 2 * 8 * 2048
     assert made.figures.hbm_bytes == needed_bytes(case) + weight
     assert made.figures.cycles is None

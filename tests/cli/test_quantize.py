@@ -59,7 +59,7 @@ def test_the_table_tells_every_site_within_100_columns(jaxquant, model, tmp_path
     ran = jaxquant("quantize", model, tmp_path / "q", "--recipe", "w8a8")
     *table, _, summary = ran.out.splitlines()
     assert max(map(len, table)) <= 100
-    rows = [line.split() for line in table if "kernel#dot" in line]
+    rows = [line.split() for line in table if "kernel#dot " in line]
     assert len(rows) == 7 * tiny_llama.LAYERS
     for row in rows:
         # Site, shape, two schemes, bits, noise, rule.
