@@ -7,6 +7,7 @@ from typing import Any
 from jax.sharding import PartitionSpec
 
 from ..aot import CompiledStep, LaidOut, Target
+from ..qarray._sharding import axes_of
 
 
 def compile_json(
@@ -67,7 +68,7 @@ def total_bytes(step: CompiledStep) -> int:
 
 def spec_json(spec: PartitionSpec) -> list[list[str]]:
     """For each axis, the mesh's axes that cut it."""
-    return [list(e) if isinstance(e, tuple) else [] if e is None else [e] for e in spec]
+    return [list(axes_of(entry)) for entry in spec]
 
 
 def step_json(step: CompiledStep) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from ..qarray._sharding import replicated_axes
+from ..qarray._sharding import axes_of, replicated_axes
 from ._explicit import explicit_sharding
 from ._plan import LeafPlan, Plan, PlanError
 from ._weight import Weight
@@ -32,10 +32,9 @@ def _leaf(leaf: LeafPlan, sharding: NamedSharding | None) -> LeafPlan:
     if sharding is None:
         return leaf
     entries = (*sharding.spec, *(None,) * (len(leaf.shape) - len(sharding.spec)))
-    names = [e if isinstance(e, tuple) else () if e is None else (e,) for e in entries]
     return dataclasses.replace(
         leaf,
-        spec=tuple(",".join(map(str, n)) for n in names),
+        spec=tuple(",".join(map(str, axes_of(entry))) for entry in entries),
         replicated=replicated_axes(leaf.abstract, sharding.spec, sharding.mesh),
     )
 

@@ -112,15 +112,13 @@ def dot_of_codes(
     if met is not None:
         settings |= {"sharding": met.sharding, "activations": activations}
 
-    def product(left: Any, right: Any, *layer: Any) -> Any:
+    def product(left: Any, right: Any, layer: Any) -> Any:
         numbers = eqn.params["dimension_numbers"]
         if met is not None and met.choices is not None:
             met.choices.note(met.plan.site, left, right, numbers, backend, **settings)
-        at = next(iter(layer), None)
-        return dot_general(left, right, numbers, backend=backend, layer=at, **settings)
+        return dot_general(left, right, numbers, backend=backend, layer=layer, **settings)
 
-    layer = () if met is None or met.layer is None else (met.layer,)
-    y = typed(product, out.sharding, left, right, *layer)
+    y = typed(product, out.sharding, left, right, None if met is None else met.layer)
     if eqn.params.get("out_sharding") is not None:
         y = jax.sharding.reshard(y, eqn.params["out_sharding"])
     return y

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from ..qarray import leaf_specs, retile
-from ..qarray._sharding import shards_of
+from ..qarray._sharding import axes_of, shards_of
 from ._evaluate import Evaluator
 from ._plan import PlanError
 from ._weight import is_weight, Joined, Position, Weight
@@ -107,7 +107,7 @@ def _fit(ev: Evaluator, weight: Any, spec: PartitionSpec, mesh: Any) -> Any:
     shards = list(weight.shards or [()] * len(weight.stored))
     value = weight.value
     for axis, entry in enumerate(spec):
-        names = entry if isinstance(entry, tuple) else () if entry is None else (entry,)
+        names = axes_of(entry)
         if names and weight.axes[axis]:
             shards[weight.axes[axis][0]] += names
         count = shards_of(entry, mesh)

@@ -12,7 +12,6 @@ from jax.experimental.pallas import (
     BlockSpec as BlockSpec,
     CostEstimate as _CostEstimate,
     ds as ds,
-    num_programs as num_programs,
     pallas_call as _pallas_call,
     program_id as program_id,
     when as when,

@@ -16,12 +16,16 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from ._qarray import QArray
 
 
+def axes_of(entry: Any) -> tuple[Any, ...]:
+    """The mesh axes that one entry of a `PartitionSpec` names."""
+    return entry if isinstance(entry, tuple) else () if entry is None else (entry,)
+
+
 def shards_of(entry: Any, mesh: Mesh | AbstractMesh) -> int:
     """Into how many shards one entry of a `PartitionSpec` cuts an axis."""
-    if entry is None or entry is PartitionSpec.UNCONSTRAINED:
+    if entry is PartitionSpec.UNCONSTRAINED:
         return 1
-    names = entry if isinstance(entry, tuple) else (entry,)
-    return math.prod(mesh.shape[name] for name in names)
+    return math.prod(mesh.shape[name] for name in axes_of(entry))
 
 
 def leaf_specs(q: QArray, spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> QArray:

@@ -20,6 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int32, Shaped
 
 from .. import _pallas as pallas
+from ._mosaic_tpu_decode import as_bias_11
 from ._mosaic_tpu_round import round_rows, Rounding
 
 _LANES = 128
@@ -337,8 +338,4 @@ class _Kernel:
             case Feed.BFLOAT16:
                 return codes.astype(jnp.bfloat16)
             case Feed.BIAS_11:
-                words = pallas.bitcast(codes, jnp.int32)
-                low = np.int32(0x7F7F7F7F)
-                # The sign stays where another bit of the byte is set: these carry into its place.
-                words = words & (((words & low) + low) | low)
-                return pallas.bitcast(words, jnp.float8_e4m3b11fnuz)
+                return as_bias_11(codes)

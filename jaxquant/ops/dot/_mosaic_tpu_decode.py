@@ -45,8 +45,8 @@ def row_of(position: Array, rows: int, pieces: int) -> Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cast:
-    """Codes in a dtype that the vector unit converts."""
+class _OneEach:
+    """What decoders have in common: one code an element, in order, neither too large nor small."""
 
     offset: float = 0.0
     factor: float = 1.0
@@ -57,31 +57,26 @@ class Cast:
     def columns(self, columns: int) -> int:
         return columns
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cast(_OneEach):
+    """Codes in a dtype that the vector unit converts."""
+
     def decode(self, ref: Any, start: int, rows: int, columns: slice) -> Array:
         return ref[start : start + rows, columns].astype(jnp.bfloat16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Bias11:
+class Bias11(_OneEach):
     """e4m3 as the e4m3 that matrix units of generations 5 and 6 have, of exponents biased by 11.
 
     The same bits stand for 1/16 there, but for -0, which is that format's NaN and is made 0.
     """
 
-    offset: float = 0.0
     factor: float = 16.0
-    pieces: int = 1
-    least_unit: int = 32
-    least_columns: int = 128
-
-    def columns(self, columns: int) -> int:
-        return columns
 
     def decode(self, ref: Any, start: int, rows: int, columns: slice) -> Array:
-        words = pallas.bitcast(ref[start : start + rows, columns], jnp.int32)
-        low = _word(0x7F7F7F7F)
-        # The sign stays where another bit of the byte is set: these carry into its place.
-        return pallas.bitcast(words & (((words & low) + low) | low), jnp.float8_e4m3b11fnuz)
+        return as_bias_11(ref[start : start + rows, columns])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,21 +168,15 @@ class Packed:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lookup:
+class Lookup(_OneEach):
     """4-bit codes as indices into a table, which the lanes of a register hold.
 
     Two entries, rounded to bfloat16, are joined to a word, in the order of `Nibbles`.
     """
 
     table: tuple[float, ...]
-    offset: float = 0.0
-    factor: float = 1.0
     pieces: int = 4
     least_unit: int = 64
-    least_columns: int = 128
-
-    def columns(self, columns: int) -> int:
-        return columns
 
     def decode(self, ref: Any, start: int, rows: int, columns: slice) -> Array:
         words = pallas.bitcast(ref[start : start + rows, columns], jnp.int32)
@@ -230,6 +219,14 @@ def _looked_up(table: tuple[int, ...], indices: Array) -> Array:
         for at in range(0, columns, 128)
     ]
     return jnp.concatenate(runs, axis=1)
+
+
+def as_bias_11(codes: Array) -> Array:
+    """The bits of e4m3 as those of the format of `Bias11`, with -0 made 0."""
+    words = pallas.bitcast(codes, jnp.int32)
+    low = _word(0x7F7F7F7F)
+    # The sign stays where another bit of the byte is set: these carry into its place.
+    return pallas.bitcast(words & (((words & low) + low) | low), jnp.float8_e4m3b11fnuz)
 
 
 def _word(bits: int) -> Any:

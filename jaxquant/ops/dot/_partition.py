@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxtyping import Array
 
 from ...qarray import leaf_specs, QArray, retile
-from ...qarray._sharding import shards_of
+from ...qarray._sharding import axes_of, shards_of
 from ._call import DotCall, Layer
 from ._gemm import weight_side
 
@@ -50,7 +50,7 @@ def cut_of(call: DotCall) -> Cut | str | None:
         )
     spec = call.sharding.spec
     entries = (*spec, *(None,) * (2 - len(spec)))
-    names = [e if isinstance(e, tuple) else () if e is None else (e,) for e in entries]
+    names = [axes_of(entry) for entry in entries]
     summed = call.contracted[side][0]
     k, n = names[summed], names[1 - summed]
     free = tuple(a for a in mesh.axis_names if a not in k + n and mesh.shape[a] > 1)
