@@ -4,11 +4,14 @@ Nothing here may import jaxquant: pytest reads this file before jaxtyping's impo
 and what is imported by then goes unchecked.
 """
 
+import atexit
 import collections
 import gc
 import importlib.util
 import os
 import pathlib
+import shutil
+import tempfile
 
 # Read when these packages are imported, and inherited by the processes that tests start.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -17,6 +20,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Threads of OpenBLAS wait by spinning (see jaxquant/cli/__init__.py), on cores of other workers.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Tests make the same programs again and again, in every worker: of a run, each is compiled once.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _programs = tempfile.mkdtemp(prefix="jaxquant-tests-")
+    atexit.register(shutil.rmtree, _programs, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import hypothesis
 import jax

@@ -1,9 +1,11 @@
 """Compiling a function for a chip that is not here, and what the compiler then tells."""
 
+import contextlib
 import dataclasses
+import math
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import jax
@@ -236,7 +238,8 @@ def compile_for(
         # A function of its own: what was compiled before would not be written again.
         jitted = fn if hasattr(fn, "lower") else jax.jit(lambda *a: fn(*a), donate_argnums=donate)
         lowered = jitted.lower(*_placed(args, mesh))
-        compiled, found, kernels = read(lowered, schedule)
+        with _not_kept():
+            compiled, found, kernels = read(lowered, schedule)
     stats, text = compiled.memory_analysis(), compiled.as_text()
     cost = compiled.cost_analysis()
     return Compiled(
@@ -261,6 +264,19 @@ def compile_for(
         schedule=found,
         kernels=kernels,
     )
+
+
+@contextlib.contextmanager
+def _not_kept() -> Iterator[None]:
+    """JAX's cache of programs on disk would keep what it cannot load without the chip."""
+    config: Any = jax.config
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(config, name)
+    config.update(name, math.inf)
+    try:
+        yield
+    finally:
+        config.update(name, before)
 
 
 def _compile_tpu(lowered: Any, schedule: bool):

@@ -1,5 +1,8 @@
 """Programs are compiled for chips that are not here, and what the compilers tell is read."""
 
+import pathlib
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -60,6 +63,23 @@ def test_the_same_program_is_scheduled_again():
     f = jax.jit(lambda x: x @ x)
     once, again = (compile_for(f, (_shape(256, 256),), target) for _ in range(2))
     assert once.schedule is not None and once.schedule == again.schedule
+
+
+def test_programs_that_need_the_chip_are_not_kept_on_disk():
+    """JAX's cache would, and say at the next reading that it cannot."""
+    config: Any = jax.config
+    kept = pathlib.Path(config.jax_compilation_cache_dir)
+    least = config.jax_persistent_cache_min_compile_time_secs
+    target, _ = parse_target("v5e")
+
+    def lonely(x):
+        return x @ x
+
+    compile_for(jax.jit(lonely), (_shape(256, 256),), target, schedule=False)
+    assert not list(kept.glob("jit_lonely-*"))
+    assert config.jax_persistent_cache_min_compile_time_secs == least
+    jax.jit(lonely)(jnp.ones((8, 8)))
+    assert list(kept.glob("jit_lonely-*"))
 
 
 def test_a_qarray_is_an_argument():

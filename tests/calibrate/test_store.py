@@ -44,10 +44,11 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
 def test_a_disk_without_room_for_the_last_bytes_is_an_error(tmp_path):
     """Which NumPy does not tell of: they are written when the file is closed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    values = jnp.zeros(30)
     with Store(0, tmp_path) as store:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
         try:
             with pytest.raises(OSError, match="holds 100 bytes of 120: is the disk full"):
-                store.put(0, 0, jnp.zeros(30))
+                store.put(0, 0, values)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
