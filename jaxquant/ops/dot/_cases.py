@@ -125,6 +125,11 @@ def _held() -> tuple[Held, ...]:
         Held(name="mxfp4", weights=schemes.MXFP4),
         Held(name="w8a8 int8", weights=schemes.INT8_CHANNEL, activations=by_token[0]),
         Held(name="w8a8 e4m3", weights=found[1].weights, activations=by_token[1]),
+        Held(
+            name="w4a8 int4",
+            weights=Scheme(values=INT4, tile=PER_CHANNEL),
+            activations=by_token[0],
+        ),
         Held(name="w8a8 e4m3 block", weights=schemes.E4M3_BLOCK, activations=by_block),
     )
 
