@@ -153,7 +153,7 @@ def hopper_verdict(target: str, found: dict[str, dict[str, int]]) -> str:
     }
     parts = [f"{text} {found[name]['held']}/{found[name]['of']}" for name, text in texts.items()]
     unrolled = found["matrix_in_loop"]["unrolled"]
-    return f"{target}: {'; '.join(parts)}. In {unrolled} of them the loop is unrolled."
+    return f"{target}: {'; '.join(parts)}. Of {unrolled} the loop is unrolled."
 
 
 def hopper_table(rows: Sequence[dict[str, Any]]) -> Any:
@@ -161,34 +161,42 @@ def hopper_table(rows: Sequence[dict[str, Any]]) -> Any:
     first = rows[0]
     made = table(
         *("rows", "by", "grid", "regs", "spills", "KB", "blocks", "tensor cores", "loads", "MB"),
-        title=f"{first['target']} {first['k']}x{first['n']} {first['held']}: in the loop (* "
-        "unrolled), ours of codes; MB of temporaries",
+        "/needed",
+        title=f"{first['target']} {first['k']}x{first['n']} {first['held']}",
     )
     for row in rows:
         for side, figures in row["sides"].items():
-            if side == KERNEL:
-                shown = row
-            else:
-                shown = _matmul(figures["kernels"])
-            made.add_row(str(row["rows"]), side, *_cells(shown, figures))
+            shown = row if side == KERNEL else _matmul(figures["kernels"])
+            made.add_row(
+                *(str(row["rows"]), _SHORT.get(side, side), *_cells(shown, figures)),
+                f"{1e-6 * figures['temporary_bytes']:.1f}",
+                f"{figures['hbm_bytes'] / row['needed_bytes']:.2f}",
+            )
     return made
 
 
+LEGEND = (
+    "Tensor-core instructions and loads (how many x bytes of a thread; ours: of codes) are those "
+    "in the loop, * where it is unrolled; spills those of all kernels of the program, in bytes; MB "
+    "of temporaries; /needed: bytes that cross between kernels and main memory or its cache."
+)
+_SHORT = {PLAIN: "plain"}
+
+
 def _cells(shown: dict[str, Any] | None, figures: dict[str, Any]) -> list[str]:
-    megabytes = f"{1e-6 * figures['temporary_bytes']:.1f}"
+    spills = str(sum(kernel["spill_bytes"] for kernel in figures["kernels"]))
     if shown is None:
         called = ", ".join(figures["library_calls"]) or "none"
-        return ["", "", "", "", "", called, "", megabytes]
-    spills = sum(kernel["spill_bytes"] for kernel in figures["kernels"])
+        return ["", "", spills, "", "", called, ""]
+    *grid, last = shown["grid"]
     return [
-        "x".join(map(str, shown["grid"])),
+        "x".join(map(str, grid if last == 1 else (*grid, last))),
         str(shown["registers"]),
-        str(spills),
+        spills,
         f"{shown['shared_bytes'] / 1024:.0f}",
         str(shown["blocks"]),
         matrix_text(shown["matrix"]) + "*" * shown["unrolled"],
         " ".join(f"{count}x{size}" for size, count in shown["code_loads"].items()),
-        megabytes,
     ]
 
 

@@ -15,6 +15,7 @@ from ._bench_hopper import (
     hopper_table,
     hopper_verdict,
     KERNEL as OURS,
+    LEGEND,
     PLAIN,
     XLA,
 )
@@ -106,8 +107,12 @@ def run_kernels(arguments: argparse.Namespace) -> None:
             verdicts[target.name] = found = bars(own)
             say(verdict(target.name, found))
         else:
-            for call_ in dict.fromkeys((_weight(row), row["held"]) for row in [*own, *beside]):
-                show(hopper_table([r for r in [*own, *beside] if (_weight(r), r["held"]) == call_]))
+            shown: dict[tuple[str, str], list[dict[str, Any]]] = {}
+            for row in (*own, *beside):
+                shown.setdefault((_weight(row), row["held"]), []).append(row)
+            for each in shown.values():
+                show(hopper_table(each))
+            say(LEGEND)
             verdicts[target.name] = found = hopper_bars(own)
             say(hopper_verdict(target.name, found))
     result = {"bench": "kernels", "targets": verdicts, "calls": calls, "others": others}
