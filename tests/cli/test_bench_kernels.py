@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxquant.cli import _bench_hopper, _bench_kernels as bench
-from jaxquant.cli._bench_kernels import bars, call, CODES, codes_call, FORMATS, verdict
+from jaxquant.cli._bench_kernels import bars, call, CODES, codes_call, codes_table, FORMATS, verdict
 from jaxquant.ops.dot._cases import Case, HELD, SQUARE
 
 
@@ -34,6 +34,18 @@ def test_bars_are_counted_and_said():
     assert found["bfloat16_ratio"] == {"held": 1, "of": 2}
     assert "v5e: scheduled at most 1.15x the bytes bound 2/3" in verdict("v5e", found)
     assert verdict("v4", found).startswith("v4 (no bar here): ")
+
+
+def test_a_schedule_that_was_not_read_whole_says_so():
+    row = {"target": "v5e", "k": 8, "n": 8, "held": "int8", "rows": 16}
+    row |= {"scheduled_seconds": 2e-6, "bound_seconds": 1e-6}
+    sides = [{"scheduled_seconds": 3e-6, "known": known} for known in (True, False)]
+    made = codes_table([{**row, "sides": {"xla": side}} for side in sides])
+    assert [list(column.cells) for column in made.columns][2:] == [
+        ["2.0", "2.0"],
+        ["3.0", ">3.0"],
+        ["1.0", "1.0"],
+    ]
 
 
 def test_the_wrong_target_is_refused(jaxquant):
