@@ -140,6 +140,13 @@ def test_the_bars_hold(held, rows):
 
 
 @pytest.mark.aot
+def test_two_blocks_also_where_sums_are_not_split():
+    """The head of Llama-3 8B, whose outputs fill the chip."""
+    row = hopper_call(Case(linear=linear_of(4096, 128256), rows=64, held=HELD["int4 g128"]), "h100")
+    assert row["splits"] == 1 and row["blocks"] >= bench.BLOCKS and row["spills"] == 0
+
+
+@pytest.mark.aot
 def test_a_short_sum_is_unrolled():
     short = Linear(model="", part="", k=256, n=512)
     row = hopper_call(Case(linear=short, rows=16, held=HELD["int8"]), "h100")
