@@ -56,8 +56,12 @@ def even_splits(blocks: int, steps: int, ahead: int) -> int:
 
 
 def splits(blocks: int, steps: int, ahead: int) -> int:
-    """Over how many blocks the summed axis is split: a power of two that leaves each some steps."""
+    """Over how many blocks the summed axis is split: a power of two that leaves each some steps.
+
+    Blocks that nearly fill the chip are not split again: they would be two rounds of it, and each
+    split writes float32 sums that are read once more.
+    """
     chosen = 1
-    while blocks * chosen < BLOCKS and steps // (2 * chosen) >= 2 * ahead:
+    while 8 * blocks * chosen < 7 * BLOCKS and steps // (2 * chosen) >= 2 * ahead:
         chosen *= 2
     return chosen
