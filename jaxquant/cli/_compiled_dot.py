@@ -119,7 +119,7 @@ _NUMBERS = (((1,), (0,)), ((), ()))
 def dot_by(case: Case, backend: str) -> Callable[..., Any]:
     """The dot of a case by a named backend, which rounds activations if it can."""
     return lambda x, w: dot_general(
-        x, w, _NUMBERS, out_dtype=case.dtype, activations=case.held.activations, backend=backend
+        x, w, _NUMBERS, out_dtype=case.dtype, activations=case.activations, backend=backend
     )
 
 
