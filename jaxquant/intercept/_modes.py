@@ -27,6 +27,7 @@ class ListSites:
     tracks_constants = True
     collects = False
     flattens = False
+    trains = False
     reads_stacks = False
 
     def __init__(self, *, products: bool = False) -> None:
@@ -78,6 +79,7 @@ class Infer:
     tracks_constants = False
     collects = False
     flattens = False
+    trains = False
 
     def __init__(
         self,
@@ -115,7 +117,8 @@ class Infer:
             "what to do here. Make the plan with the call you want to run."
         )
 
-    def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
+    def met(self, uses: Sequence[Use]) -> dict[int, Met]:
+        """The plans of the sides that are quantized weights, with their state."""
         found = {use.side: self.site_plan(use) for use in uses}
         plans = {
             use.side: self._met(use, plan)
@@ -125,6 +128,10 @@ class Infer:
         for use in uses:
             if use.side not in plans:
                 check_readable(use.weight, f"read by {use.site}")
+        return plans
+
+    def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
+        plans = self.met(uses)
         computable = [
             x.value if is_weight(x) and side in plans else x if isinstance(x, Sliced) else plain(x)
             for side, x in enumerate(operands)
@@ -198,6 +205,7 @@ class Observe:
     collects = True
     products = False
     flattens = False
+    trains = False
     reads_stacks = False
 
     def __init__(self, observers: Sequence[Any], *, collecting: bool = True):

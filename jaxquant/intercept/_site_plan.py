@@ -6,6 +6,7 @@ from typing import Any
 
 from ..ops import Outliers, OutlierWeights
 from ..qarray import Scheme
+from ..training import Training
 from ._rules import Algorithm, Rule, Scaling
 
 
@@ -37,6 +38,7 @@ class SitePlan:
     scaling: Scaling | None = None
     static: bool = False
     outliers: Outliers | None = None
+    training: Training | None = None
 
     @property
     def needs_calibration(self) -> bool:
@@ -54,7 +56,7 @@ class SitePlan:
         return repr(always) + (repr(beside) if beside else "")
 
 
-ADDED = ("algorithm", "scaling", "static", "outliers")
+ADDED = ("algorithm", "scaling", "static", "outliers", "training")
 """Fields of a site that only some have."""
 
 
@@ -63,7 +65,7 @@ def added(rule: Rule, op: str) -> dict[str, Any]:
     if op != "take":
         return {name: getattr(rule, name) for name in ADDED}
     free = rule.algorithm is not None and not rule.algorithm.observers
-    return {"algorithm": rule.algorithm} if free else {}
+    return {"algorithm": rule.algorithm if free else None, "training": rule.training}
 
 
 def unfit(site: SitePlan) -> list[str]:

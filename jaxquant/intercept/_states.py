@@ -41,8 +41,12 @@ def path_of(site: str) -> str:
     return site.rpartition("#")[0]
 
 
-def by_path(states: States, plan: Plan) -> dict[str, tuple[dict[str, dict[str, Any]], Any]]:
+def by_path(
+    states: States, plan: Plan, *, training: bool = False
+) -> dict[str, tuple[dict[str, dict[str, Any]], Any]]:
     """For each parameter with state: that of its sites, and its stack axes as groups.
+
+    In `training` it is what estimators learn, where they do.
 
     **Raises:** `PlanError` for state of a site that the plan does not quantize, or that lacks what
     the plan says is there.
@@ -56,7 +60,9 @@ def by_path(states: States, plan: Plan) -> dict[str, tuple[dict[str, dict[str, A
     result: dict[str, Any] = {}
     for site in plan.sites:
         own = dict(states.get(site.site, {}))
-        lacking = [name for name in _needed(site) if name not in own]
+        learns = training and site.static and site.training is not None
+        learned = site.training.activations.learned if learns else ()
+        lacking = [name for name in learned or _needed(site) if name not in own]
         if lacking:
             raise PlanError(
                 f"The plan says that {site.site} has {_why(site)}, but the variables hold no "

@@ -1,0 +1,161 @@
+"""Mode *simulate*: the forward of mode infer, on codes made in the call, with gradients past them.
+
+A parameter that the plan quantizes enters as a pair: its codes, on which sites compute as they will
+in inference, and itself, which gradients reach. What the codes of activations stand for sends its
+gradient on to the activations in the same way. On the way back a site is the float product of what
+its operands stand for.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+from ..ops import preferred_backend
+from ..qarray import QArray, relayout
+from ..training import rounded, Rounding, straight_through, Training
+from ._compute import compute
+from ._conditioned import along, Met
+from ._evaluate import Use
+from ._joined import plain, Sliced
+from ._modes import Infer
+from ._plan import LeafPlan, Plan
+from ._prepare import layout_of
+from ._roles import ragged_axes
+from ._weight import is_weight, Weight
+
+_PLAIN = Training()
+
+
+class Simulate(Infer):
+    """Mode *simulate*. Weights have a `trained` array beside their codes."""
+
+    trains = True
+
+    def __init__(self, plan: Plan, *, backend: str | None = None):
+        super().__init__(plan, backend=backend)
+        self.reads_stacks = False
+
+    def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
+        plans = self.met(uses)
+        sides = [self._side(side, x, plans, eqn) for side, x in enumerate(operands)]
+        anchors, held = zip(*sides, strict=True)
+        if not any(isinstance(x, QArray) for x in held):
+            return eqn.primitive.bind(*anchors, **eqn.params), {}
+        # What state does with inputs was done; what is left of a plan is not traced.
+        settings = {side: _settings(met) for side, met in plans.items()}
+
+        def product(held: Sequence[Any]) -> Any:
+            return compute(eqn, list(held), settings, self.backend)
+
+        def linear(*values: Any) -> Any:
+            return eqn.primitive.bind(*values, **eqn.params)
+
+        return straight_through(product, linear, anchors, held), {}
+
+    def _side(
+        self, side: int, x: Any, plans: Mapping[int, Met], eqn: Any
+    ) -> tuple[Any, Any]:
+        """What gradients of an operand reach, and what the site computes on."""
+        if is_weight(x):
+            if side in plans:
+                return x.trained, x.value
+            array = self.array(x)
+            return array, array
+        met = plans.get(1 - side)
+        axes = None if met is None else _inputs(eqn, side)
+        if met is None or axes is None or met.plan.activations is None:
+            x = plain(x) if isinstance(x, Sliced) else x
+            return x, x
+        return activations(x, met, *axes)
+
+    def array(self, weight: Weight) -> Any:
+        """The array that a weight's codes stand for, whose gradient reaches what is trained."""
+        return straight_through(
+            lambda held: plain(held[0]), lambda x: x, (weight.trained,), (weight.value,)
+        )
+
+    def leave(self, weight: Weight, eqn: Any, reason: str | None) -> Any:
+        super().leave(weight, eqn, reason)
+        return self.array(weight)
+
+    def for_derivatives(self) -> "Simulate":
+        return self
+
+
+def _settings(met: Met) -> Met:
+    return Met(plan=met.plan, order=met.order, sharding=met.sharding)
+
+
+def _inputs(eqn: Any, side: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The summed and the batched axes of what a weight is multiplied with, if it is `side`."""
+    match eqn.primitive.name:
+        case "dot_general":
+            summed, batch = eqn.params["dimension_numbers"]
+            return tuple(summed[side]), tuple(batch[side])
+        case "conv_general_dilated":
+            return (tuple(eqn.params["dimension_numbers"].lhs_spec[1:]), ()) if side == 0 else None
+        case "ragged_dot_general":
+            axes = ragged_axes(eqn)
+            return ((axes[0][1],), ()) if side == 0 and not isinstance(axes, str) else None
+    return None
+
+
+def activations(
+    x: Any, met: Met, contracted: tuple[int, ...], batch: tuple[int, ...]
+) -> tuple[Any, Any]:
+    """Inputs of a site, and their codes; those of a part are cut out of those of the whole."""
+    if isinstance(x, Sliced):
+        anchor, q = activations(x.whole, met, contracted, batch)
+        return x.cut(anchor), x.cut(q)
+    scheme, training = met.plan.activations, met.plan.training or _PLAIN
+    assert scheme is not None
+    summed = met.summed(contracted) if met.plan.static else contracted
+    x = plain(x)
+    learned = {name: along(part, x, summed, batch) for name, part in met.state.items()}
+    features = scheme.tile.contracted or math.prod(x.shape[a] for a in summed)
+    return rounded(
+        Rounding(
+            scheme=scheme,
+            contracted=summed,
+            stack=batch,
+            estimator=training.activations,
+            features=features,
+        ),
+        x,
+        learned,
+    )
+
+
+def entered(
+    plan: Plan, parameters: Mapping[str, Any], learned: Mapping[str, Any], backend: str | None
+) -> dict[str, tuple[Any, QArray]]:
+    """The parameters that the plan quantizes, each with its codes as the backend reads them."""
+    return {
+        leaf.path: _entered(plan, leaf, parameters[leaf.path], learned.get(leaf.path, {}), backend)
+        for leaf in plan.leaves
+    }
+
+
+def _entered(
+    plan: Plan, leaf: LeafPlan, w: Any, learned: Mapping[str, Any], backend: str | None
+) -> tuple[Any, QArray]:
+    anchor, q = rounded(rounding_of(plan, leaf), w, dict(learned))
+    return anchor, relayout(q, layout_of(q, leaf.path, plan, backend or preferred_backend()))
+
+
+def rounding_of(plan: Plan, leaf: LeafPlan) -> Rounding:
+    """How a parameter is rounded in training."""
+    training = training_of(plan, leaf.path)
+    return Rounding(
+        scheme=leaf.scheme,
+        contracted=leaf.contracted,
+        stack=leaf.stack,
+        estimator=training.weights,
+    )
+
+
+def training_of(plan: Plan, path: str) -> Training:
+    """How the sites of one parameter are trained."""
+    found = (site.training for site in plan.sites if site.path == path and site.weights)
+    return next((each for each in found if each is not None), _PLAIN)

@@ -1,0 +1,204 @@
+"""Training with quantization in the loop: start, simulate, convert."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn, nnx
+
+from ..qarray import QArray, tile_shape
+from ..qarray._qarray import tile_counts
+from ..training import codes_of, Estimator, first_range, held_scale, range_from
+from ._evaluate import Evaluator
+from ._front import observe
+from ._linen import checked, linen_function, LinenModel
+from ._nnx import nnx_function
+from ._observers import Extremes, mean_magnitude, Moments
+from ._plan import LeafPlan, Plan, PlanError
+from ._simulate import entered, rounding_of, Simulate, training_of
+from ._states import by_path
+from ._trace import run
+from ._variables import leaf_paths, learned_of, map_leaves, parameters, stamped, states_of
+
+
+def start_training(
+    model: Any, variables: Any, plan: Plan, batches: Iterable[Any] = (), **kwargs: Any
+) -> Any:
+    """The variables with what the plan's estimators learn beside them, ready for `simulate`.
+
+    Scales of weights start from the weights, those of activations from what every site sees in
+    `batches` (tuples of the call's arguments; the first batch, in the papers), computed by the
+    float model. They are float32 arrays in the collection `jaxquant` (Linen) or Variables of the
+    type `QuantizationState` (NNX).
+
+    **Raises:** `ValueError` if ranges of activations are learned and there are no batches, or a
+    weight is not finite.
+    """
+    known = parameters(variables)
+    learned = {
+        leaf.path: _first_of_weight(plan, leaf, known[leaf.path])
+        for leaf in plan.leaves
+        if training_of(plan, leaf.path).weights.learned
+    }
+    watched = [s for s in plan.sites if s.training and s.training.activations.learned and s.static]
+    states: dict[str, dict[str, Any]] = {}
+    if watched:
+        statistics = observe(model, variables, batches, observers=(Moments(), Extremes()), **kwargs)
+        for site in watched:
+            states[site.site] = _first_of_inputs(plan, site, statistics[site.site])
+    return stamped(variables, plan.fingerprint, states, learned)
+
+
+def _first_of_weight(plan: Plan, leaf: LeafPlan, w: Any) -> dict[str, Any]:
+    rounding = rounding_of(plan, leaf)
+    w = jnp.asarray(w)
+    tile = rounding.tile(w.shape)
+    found = jax.jit(lambda w: first_range(rounding.estimator, w, rounding.scheme, tile))(w)
+    for name, part in found.items():
+        if not np.isfinite(np.asarray(part)).all():
+            raise ValueError(
+                f"{leaf.path} holds NaN or infinity, so that no {name} can start from it. Repair "
+                "the checkpoint, or leave this parameter by a rule."
+            )
+    return found
+
+
+def _first_of_inputs(plan: Plan, site: Any, statistics: Mapping[str, Any]) -> dict[str, Any]:
+    """From means of magnitudes, least and largest values of each channel: `[*stack, tiles]`."""
+    scheme, estimator = site.activations, site.training.activations
+    mean = mean_magnitude(statistics["moments"])
+    k = mean.shape[-1]
+    tile = scheme.tile.contracted or k
+    low, high = (statistics["extremes"][name] for name in ("low", "high"))
+
+    def tiles(x: Any) -> Any:
+        return x.reshape(*x.shape[:-1], k // tile, tile)
+
+    return range_from(
+        estimator, scheme, tiles(mean).mean(-1), tiles(low).min(-1), tiles(high).max(-1)
+    )
+
+
+class SimulatedLinen(LinenModel):
+    """A Linen model that is trained as a plan says. Make one with `jaxquant.simulate`."""
+
+    def apply(self, tvariables: Any, *args: Any, **kwargs: Any) -> Any:
+        """`model.apply` with variables of `start_training`: the same arguments and results.
+
+        **Raises:** `PlanError` if they were started by another plan.
+        """
+        variables = checked(tvariables, self.plan)
+        out, written = _simulated(
+            linen_function(self.model), variables, tvariables, args, kwargs, self.plan, self.backend
+        )
+        return out if written is None else (out, written)
+
+
+class SimulatedNNX:
+    """An NNX model that is trained as a plan says. Make one with `jaxquant.simulate`."""
+
+    def __init__(self, model: nnx.Module, plan: Plan, *, backend: str | None = None):
+        self.model, self.plan, self.backend = model, plan, backend
+
+    def apply(self, tvariables: Any, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
+        """The call as a pure function of the variables; what it writes is dropped."""
+        variables = checked(tvariables, self.plan)
+        kwargs = {**kwargs, "method": method}
+        function = nnx_function(self.model)
+        return _simulated(
+            function, variables, tvariables, args, kwargs, self.plan, self.backend
+        )[0]
+
+
+def _simulated(
+    function: Any,
+    variables: Any,
+    tvariables: Any,
+    args: Any,
+    kwargs: Any,
+    plan: Plan,
+    backend: str | None,
+) -> Any:
+    trained = entered(plan, parameters(variables), learned_of(tvariables), backend)
+    return run(
+        function,
+        variables,
+        leaf_paths(variables),
+        args,
+        kwargs,
+        Evaluator(Simulate(plan, backend=backend)),
+        lambda path, leaf: path in trained,
+        by_path(states_of(tvariables), plan, training=True),
+        trained,
+    )
+
+
+@overload
+def simulate(model: nn.Module, plan: Plan, *, backend: str | None = None) -> SimulatedLinen: ...
+@overload
+def simulate(model: nnx.Module, plan: Plan, *, backend: str | None = None) -> SimulatedNNX: ...
+def simulate(model: Any, plan: Plan, *, backend: str | None = None) -> Any:
+    """`model`, computing as `wrap` would have it on the same weights, and differentiable.
+
+    ```python
+    tvariables = jq.start_training(model, variables, plan, [(tokens,)])
+    tmodel = jq.simulate(model, plan)
+    loss, gradients = jax.value_and_grad(lambda v: loss_of(tmodel.apply(v, tokens)))(tvariables)
+    ```
+    """
+    if isinstance(model, nn.Module):
+        return SimulatedLinen(model, plan, backend=backend)
+    if isinstance(model, nnx.Module):
+        return SimulatedNNX(model, plan, backend=backend)
+    raise TypeError(
+        f"A model is a flax.linen.Module or a flax.nnx.Module, not {type(model).__name__}."
+    )
+
+
+def convert(tvariables: Any, plan: Plan) -> Any:
+    """What was trained, as quantized variables for `wrap`: the codes that the last call made.
+
+    **Raises:** `PlanError` if the variables were not started by this plan; `ValueError` for a
+    learned scale that is not positive, or a weight that is not finite.
+    """
+    variables = checked(tvariables, plan)
+    check_learned(tvariables)
+    learned = learned_of(tvariables)
+
+    def one(path: str | None, leaf: Any) -> Any:
+        planned = None if path is None else plan.by_path.get(path)
+        if planned is None:
+            return leaf
+        rounding = rounding_of(plan, planned)
+        own = learned.get(planned.path, {})
+        return jax.jit(lambda w, own: codes_of(w, own, rounding))(leaf, own)
+
+    states = {}
+    for name, own in states_of(tvariables).items():
+        scheme = plan.by_site[name].activations
+        scale, zero = held_scale(own, scheme)
+        states[name] = {"scale": scale} | ({} if zero is None else {"zero_point": zero})
+    return stamped(map_leaves(one, variables), plan.fingerprint, states)
+
+
+def check_learned(tvariables: Any) -> None:
+    """Checks that what is learned can be computed with.
+
+    **Raises:** `ValueError` for a scale, or a range, that is not positive and finite.
+    """
+    for held in (learned_of(tvariables), states_of(tvariables)):
+        for name, parts in held.items():
+            for what, part in parts.items():
+                values = np.asarray(part, np.float32)
+                wrong = ~np.isfinite(values)
+                if what in ("scale", "alpha"):
+                    wrong |= values <= 0
+                if wrong.any():
+                    raise ValueError(
+                        f"The learned {what} of {name} is {values[wrong].min()} in {wrong.sum()} "
+                        f"of {values.size} tiles, and has to be positive and finite. Go back to a "
+                        "checkpoint before that, with a lower learning rate for what is learned."
+                    )

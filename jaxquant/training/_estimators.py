@@ -1,0 +1,79 @@
+"""Estimators: what stands in for the derivative of rounding. Values; one equation each.
+
+Rounding has derivative 0 almost everywhere. An estimator says instead how a gradient that arrives
+at `v_hat`, what the codes of `v` stand for, goes on to `v` and to what is learned beside it. With
+`u = v / s` (plus the zero point), `Q` the nearest value between the ends `-Qn` and `Qp`:
+
+| | dv_hat/dv | learned |
+|---|---|---|
+| `StraightThrough()` | 1 | |
+| `StraightThrough(clipped=True)` | 1 for -Qn <= u <= Qp, else 0 | |
+| `LSQ()` | 1 for -Qn < u < Qp, else 0 | scale: Q(u) - u inside, -Qn or Qp outside |
+| `LSQPlus()` | the same | offset too: 0 inside, 1 outside |
+| `PACT()` | 1 for v < alpha, else 0 | alpha: 0 inside, 1 where v >= alpha |
+
+Sources: Bengio et al. 2013 (arXiv:1308.3432); Esser et al., "Learned Step Size Quantization", ICLR
+2020, equations 3 and 5; Bhalgat et al., "LSQ+", CVPR 2020 workshops, equations 4 to 6; Choi et al.,
+"PACT" (arXiv:1805.06085), equation 3.
+"""
+
+import dataclasses
+import math
+from typing import ClassVar, Protocol, runtime_checkable
+
+from ..numerics import Format
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """A frozen value, whose `repr` tells it from others; `learned` are names of arrays, a tile an
+    entry, that are trained beside what is rounded."""
+
+    @property
+    def learned(self) -> tuple[str, ...]: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StraightThrough:
+    """The gradient goes through as it is; where `clipped`, not to what lies past the ends.
+
+    Scales come from what is rounded, and are constants to the gradient.
+    """
+
+    clipped: bool = False
+    learned: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LSQ:
+    """Learned scales. With `scaled` their gradient is multiplied by `1 / sqrt(N Qp)`, where `N` are
+    the weights, or the features, that share the scale."""
+
+    scaled: bool = True
+    learned: ClassVar[tuple[str, ...]] = ("scale",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LSQPlus:
+    """Learned scales and offsets, `v_hat = s Q((v - offset) / s) + offset`: for schemes with zero
+    points, which are `-offset / s`."""
+
+    scaled: bool = True
+    learned: ClassVar[tuple[str, ...]] = ("scale", "offset")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PACT:
+    """A learned end `alpha` of activations that are not negative: the scale is `alpha / Qp`.
+
+    The paper adds `alpha ** 2` to the loss, as weight decay does.
+    """
+
+    learned: ClassVar[tuple[str, ...]] = ("alpha",)
+
+
+def gradient_scale(estimator: Estimator, count: int, format: Format) -> float:
+    """By what the gradient of a learned scale is multiplied; `count` values share it."""
+    if not getattr(estimator, "scaled", False):
+        return 1.0
+    return 1.0 / math.sqrt(max(1, count) * max(1.0, format.highest))
