@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-
 from ..ops import preferred_backend
 from ..qarray import QArray, relayout
 from ..training import rounded, Rounding, straight_through, Training
@@ -53,9 +52,7 @@ class Simulate(Infer):
 
         return straight_through(product, linear, anchors, held), {}
 
-    def _side(
-        self, side: int, x: Any, plans: Mapping[int, Met], eqn: Any
-    ) -> tuple[Any, Any]:
+    def _side(self, side: int, x: Any, plans: Mapping[int, Met], eqn: Any) -> tuple[Any, Any]:
         """What gradients of an operand reach, and what the site computes on."""
         if is_weight(x):
             if side in plans:

@@ -1,6 +1,5 @@
 """Training with quantization in the loop: start, simulate, convert."""
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, overload
 
@@ -9,15 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn, nnx
 
-from ..qarray import QArray, tile_shape
-from ..qarray._qarray import tile_counts
-from ..training import codes_of, Estimator, first_range, held_scale, range_from
+from ..training import codes_of, first_range, held_scale, range_from
 from ._evaluate import Evaluator
 from ._front import observe
 from ._linen import checked, linen_function, LinenModel
 from ._nnx import nnx_function
 from ._observers import Extremes, mean_magnitude, Moments
-from ._plan import LeafPlan, Plan, PlanError
+from ._plan import LeafPlan, Plan
 from ._simulate import entered, rounding_of, Simulate, training_of
 from ._states import by_path
 from ._trace import run
@@ -108,9 +105,7 @@ class SimulatedNNX:
         variables = checked(tvariables, self.plan)
         kwargs = {**kwargs, "method": method}
         function = nnx_function(self.model)
-        return _simulated(
-            function, variables, tvariables, args, kwargs, self.plan, self.backend
-        )[0]
+        return _simulated(function, variables, tvariables, args, kwargs, self.plan, self.backend)[0]
 
 
 def _simulated(

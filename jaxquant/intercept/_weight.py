@@ -70,9 +70,7 @@ class Weight:
         stored = self.axes[axis] if self.shards else ()
         return tuple(name for s in stored for name in self.shards[s])
 
-    def view(
-        self, value: Any, axes: tuple[tuple[int, ...], ...], trained: Any = None
-    ) -> "Weight":
+    def view(self, value: Any, axes: tuple[tuple[int, ...], ...], trained: Any = None) -> "Weight":
         """The same parameter, seen differently; without `trained` that stays as it is."""
         # A cast of a QArray changes what it stands for, and none of its arrays.
         same = axes == self.axes and _same_arrays(value, self.value)

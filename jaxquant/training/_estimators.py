@@ -30,6 +30,9 @@ class Estimator(Protocol):
     entry, that are trained beside what is rounded."""
 
     @property
+    def name(self) -> str: ...
+
+    @property
     def learned(self) -> tuple[str, ...]: ...
 
 
@@ -41,6 +44,7 @@ class StraightThrough:
     """
 
     clipped: bool = False
+    name: ClassVar[str] = "straight_through"
     learned: ClassVar[tuple[str, ...]] = ()
 
 
@@ -50,6 +54,7 @@ class LSQ:
     the weights, or the features, that share the scale."""
 
     scaled: bool = True
+    name: ClassVar[str] = "lsq"
     learned: ClassVar[tuple[str, ...]] = ("scale",)
 
 
@@ -59,6 +64,7 @@ class LSQPlus:
     points, which are `-offset / s`."""
 
     scaled: bool = True
+    name: ClassVar[str] = "lsq_plus"
     learned: ClassVar[tuple[str, ...]] = ("scale", "offset")
 
 
@@ -69,6 +75,7 @@ class PACT:
     The paper adds `alpha ** 2` to the loss, as weight decay does.
     """
 
+    name: ClassVar[str] = "pact"
     learned: ClassVar[tuple[str, ...]] = ("alpha",)
 
 

@@ -92,13 +92,15 @@ def _backward(rounding: Rounding, kept: Any, cotangents: Any) -> tuple[Any, Any]
     if isinstance(rounding.estimator, StraightThrough):
         inside = (u >= format.lowest) & (u <= format.highest)
         return jnp.where(inside, g, 0), None
-    inside = (u > format.lowest) & (u < format.highest)
-    wide = g.astype(jnp.float32)
     (counts,) = {part.shape for part in learned.values()}
     total = functools.partial(_over_tiles, tile=tile, counts=counts)
-    passed = jnp.where(inside, g, 0)
+    wide = g.astype(jnp.float32)
     if isinstance(rounding.estimator, PACT):
-        return passed, {"alpha": total(jnp.where(u >= format.highest, wide, 0.0))}
+        past = x >= spread(learned["alpha"], tile, x.shape)
+        passed = jnp.where((x >= 0) & ~past, g, 0)
+        return passed, {"alpha": total(jnp.where(past, wide, 0.0))}
+    inside = (u > format.lowest) & (u < format.highest)
+    passed = jnp.where(inside, g, 0)
     # The offset is a number of its own, not a number of gaps: an end is `Q(u) s + offset`.
     nearest = decode(encode(u, format), format, jnp.float32)
     factor = gradient_scale(rounding.estimator, rounding.features or math.prod(tile), format)
@@ -137,11 +139,15 @@ def first_range(
     mean = _over_tiles(full, tile, counts) / size
     if not isinstance(estimator, LSQPlus):
         return range_from(estimator, scheme, mean, mean, mean)
-    scale, low = wanted_scale(w.astype(jnp.float32), dataclasses.replace(scheme, range=MinMax()), tile)
+    scale, low = wanted_scale(
+        w.astype(jnp.float32), dataclasses.replace(scheme, range=MinMax()), tile
+    )
     return {"scale": scale, "offset": low - scale * scheme.values.lowest}
 
 
-def range_from(estimator: Estimator, scheme: Scheme, mean: Any, low: Any, high: Any) -> dict[str, Any]:
+def range_from(
+    estimator: Estimator, scheme: Scheme, mean: Any, low: Any, high: Any
+) -> dict[str, Any]:
     """The same of activations, from what was seen of them."""
     format = scheme.values
     match estimator:

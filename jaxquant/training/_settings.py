@@ -3,7 +3,7 @@
 import dataclasses
 
 from ..qarray import Scheme
-from ._estimators import Estimator, LSQPlus, PACT, StraightThrough
+from ._estimators import Estimator, PACT, StraightThrough
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
