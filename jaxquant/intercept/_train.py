@@ -12,13 +12,21 @@ from ..training import codes_of, first_range, held_scale, range_from
 from ._evaluate import Evaluator
 from ._front import observe
 from ._linen import checked, linen_function, LinenModel
-from ._nnx import nnx_function
+from ._nnx import nnx_function, NNXModel
 from ._observers import Extremes, mean_magnitude, Moments
 from ._plan import LeafPlan, Plan
 from ._simulate import entered, rounding_of, Simulate, training_of
 from ._states import by_path
 from ._trace import run
-from ._variables import leaf_paths, learned_of, map_leaves, parameters, stamped, states_of
+from ._variables import (
+    leaf_paths,
+    learned_of,
+    map_leaves,
+    parameters,
+    QuantizationState,
+    stamped,
+    states_of,
+)
 
 
 def start_training(
@@ -87,36 +95,56 @@ class SimulatedLinen(LinenModel):
 
         **Raises:** `PlanError` if they were started by another plan.
         """
-        variables = checked(tvariables, self.plan)
-        out, written = _simulated(
-            linen_function(self.model), variables, tvariables, args, kwargs, self.plan, self.backend
-        )
+        function = linen_function(self.model)
+        out, written = _simulated(function, tvariables, args, kwargs, self.plan, self.backend)
         return out if written is None else (out, written)
 
 
-class SimulatedNNX:
-    """An NNX model that is trained as a plan says. Make one with `jaxquant.simulate`."""
+class SimulatedNNX(NNXModel):
+    """An NNX model that is trained as a plan says. Make one with `jaxquant.simulate`.
 
-    def __init__(self, model: nnx.Module, plan: Plan, *, backend: str | None = None):
-        self.model, self.plan, self.backend = model, plan, backend
+    It holds the parameters (`nnx.Param`) and what is learned beside them (`QuantizationState`):
+    `nnx.grad` and `nnx.Optimizer` take both with `wrt=jaxquant.TRAINED`. `variables` are those of
+    `start_training`, as they are now.
+    """
+
+    def __init__(
+        self, model: nnx.Module, plan: Plan, tvariables: Any, *, backend: str | None = None
+    ):
+        super().__init__(model, plan, tvariables, backend=backend, training=True)
+        learned = learned_of(tvariables)
+        self._learned_names = tuple((path, name) for path in learned for name in learned[path])
+        self._learned = nnx.List(QuantizationState(learned[p][n]) for p, n in self._learned_names)
+
+    @property
+    def variables(self) -> Any:
+        """The variables as `start_training` gave them, and `convert` takes them."""
+        return self._variables(nnx.state(self.model))
+
+    def _variables(self, state: Any) -> Any:
+        learned: dict[str, dict[str, Any]] = {}
+        for (path, name), held in zip(self._learned_names, self._learned, strict=True):
+            learned.setdefault(path, {})[name] = held.get_value()
+        return stamped(state, self.plan.fingerprint, self._state_arrays(), learned)
 
     def apply(self, tvariables: Any, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
-        """The call as a pure function of the variables; what it writes is dropped."""
-        variables = checked(tvariables, self.plan)
+        """The call as a pure function of the variables; what it writes is dropped.
+
+        **Raises:** `PlanError` if they were started by another plan.
+        """
         kwargs = {**kwargs, "method": method}
         function = nnx_function(self.model)
-        return _simulated(function, variables, tvariables, args, kwargs, self.plan, self.backend)[0]
+        return _simulated(function, tvariables, args, kwargs, self.plan, self.backend)[0]
+
+    def _evaluate(self, function: Any, state: Any, args: Any, kwargs: Any, states: Any) -> Any:
+        variables = self._variables(state)
+        return _simulated(function, variables, args, kwargs, self.plan, self.backend)
 
 
 def _simulated(
-    function: Any,
-    variables: Any,
-    tvariables: Any,
-    args: Any,
-    kwargs: Any,
-    plan: Plan,
-    backend: str | None,
+    function: Any, tvariables: Any, args: Any, kwargs: Any, plan: Plan, backend: str | None
 ) -> Any:
+    variables = checked(tvariables, plan)
     trained = entered(plan, parameters(variables), learned_of(tvariables), backend)
     return run(
         function,
@@ -134,9 +162,14 @@ def _simulated(
 @overload
 def simulate(model: nn.Module, plan: Plan, *, backend: str | None = None) -> SimulatedLinen: ...
 @overload
-def simulate(model: nnx.Module, plan: Plan, *, backend: str | None = None) -> SimulatedNNX: ...
-def simulate(model: Any, plan: Plan, *, backend: str | None = None) -> Any:
+def simulate(
+    model: nnx.Module, plan: Plan, tvariables: Any, *, backend: str | None = None
+) -> SimulatedNNX: ...
+def simulate(model: Any, plan: Plan, tvariables: Any = None, *, backend: str | None = None) -> Any:
     """`model`, computing as `wrap` would have it on the same weights, and differentiable.
+
+    A Linen model gets `apply(tvariables, ...)`. Of an NNX model, give `tvariables`: it holds a copy
+    of them, is called as before, and is trained as any other.
 
     ```python
     tvariables = jq.start_training(model, variables, plan, [(tokens,)])
@@ -147,7 +180,7 @@ def simulate(model: Any, plan: Plan, *, backend: str | None = None) -> Any:
     if isinstance(model, nn.Module):
         return SimulatedLinen(model, plan, backend=backend)
     if isinstance(model, nnx.Module):
-        return SimulatedNNX(model, plan, backend=backend)
+        return SimulatedNNX(model, plan, tvariables, backend=backend)
     raise TypeError(
         f"A model is a flax.linen.Module or a flax.nnx.Module, not {type(model).__name__}."
     )
