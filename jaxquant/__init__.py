@@ -1,11 +1,13 @@
 """jaxquant: smaller and faster JAX/Flax models, by storing and computing numbers in fewer bits."""
 
-from . import algorithms as algorithms, recipes as recipes
+from . import algorithms as algorithms, recipes as recipes, training as training
 from .algorithms import quantize as quantize
 from .calibrate import calibrate as calibrate, token_batches as token_batches
 from .checkpoint import CheckpointError as CheckpointError, load as load, save as save
 from .intercept import (
     Account as Account,
+    combine as combine,
+    convert as convert,
     Count as Count,
     Extremes as Extremes,
     Gram as Gram,
@@ -13,6 +15,7 @@ from .intercept import (
     interceptor as interceptor,
     Moments as Moments,
     observe as observe,
+    partition as partition,
     Peak as Peak,
     Plan as Plan,
     plan as plan,
@@ -20,6 +23,9 @@ from .intercept import (
     prepare as prepare,
     Recipe as Recipe,
     Rule as Rule,
+    simulate as simulate,
+    start_training as start_training,
+    training_labels as training_labels,
     wrap as wrap,
 )
 from .numerics import (

@@ -25,9 +25,22 @@ from ._observers import (
     nonfinite as nonfinite,
     Peak as Peak,
 )
+from ._partition import (
+    combine as combine,
+    partition as partition,
+    training_labels as training_labels,
+)
 from ._plan import LeafPlan as LeafPlan, Plan as Plan, PlanError as PlanError, SitePlan as SitePlan
 from ._prepare import prepare as prepare
 from ._rules import Recipe as Recipe, Rule as Rule
+from ._train import (
+    check_learned as check_learned,
+    convert as convert,
+    simulate as simulate,
+    SimulatedLinen as SimulatedLinen,
+    SimulatedNNX as SimulatedNNX,
+    start_training as start_training,
+)
 from ._variables import (
     leaf_paths as leaf_paths,
     map_leaves as map_leaves,

@@ -5,13 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from ..qarray import is_qarray
-from ._variables import COLLECTION, named_leaves, QuantizationState
-
-TRAINED = nnx.Any(nnx.Param, QuantizationState)
-"""What is trained of an NNX model: parameters, and what is learned beside them."""
+from ._variables import COLLECTION, named_leaves
 
 # A collection, and attributes of NNX models.
 _HOLDERS = (COLLECTION, "_states", "_learned")

@@ -103,10 +103,12 @@ class SimulatedLinen(LinenModel):
 class SimulatedNNX(NNXModel):
     """An NNX model that is trained as a plan says. Make one with `jaxquant.simulate`.
 
-    It holds the parameters (`nnx.Param`) and what is learned beside them (`QuantizationState`):
-    `nnx.grad` and `nnx.Optimizer` take both with `wrt=jaxquant.TRAINED`. `variables` are those of
+    It holds the parameters (`nnx.Param`) and what is learned beside them (`QuantizationState`);
+    `nnx.grad` and `nnx.Optimizer` take both with `wrt=tmodel.wrt`. `variables` are those of
     `start_training`, as they are now.
     """
+
+    wrt: Any = nnx.Any(nnx.Param, QuantizationState)
 
     def __init__(
         self, model: nnx.Module, plan: Plan, tvariables: Any, *, backend: str | None = None
