@@ -6,13 +6,15 @@ gradient on to the activations in the same way. On the way back a site is the fl
 its operands stand for.
 """
 
+import functools
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..ops import preferred_backend
 from ..qarray import QArray, relayout
-from ..training import rounded, Rounding, straight_through, Training
+from ..training import rounded, rounded_gradient, Rounding, straight_through, Training
 from ._compute import compute
 from ._conditioned import along, Met
 from ._evaluate import Use
@@ -50,7 +52,7 @@ class Simulate(Infer):
         def linear(*values: Any) -> Any:
             return eqn.primitive.bind(*values, **eqn.params)
 
-        return straight_through(product, linear, anchors, held), {}
+        return straight_through(product, linear, anchors, held, _gradient(eqn, uses, plans)), {}
 
     def _side(self, side: int, x: Any, plans: Mapping[int, Met], eqn: Any) -> tuple[Any, Any]:
         """What gradients of an operand reach, and what the site computes on."""
@@ -96,6 +98,43 @@ def _inputs(eqn: Any, side: int) -> tuple[tuple[int, ...], tuple[int, ...]] | No
             axes = ragged_axes(eqn)
             return ((axes[0][1],), ()) if side == 0 and not isinstance(axes, str) else None
     return None
+
+
+def _gradient(eqn: Any, uses: Sequence[Use], plans: Mapping[int, Met]) -> Any:
+    """What is done to the gradient that arrives at a site: it is rounded, if a rule says so.
+
+    The axes that stand for outputs of the weight are those that it is summed over on its way to the
+    inputs.
+    """
+    for use in uses:
+        met = plans.get(use.side)
+        training = None if met is None else met.plan.training
+        if training is None or training.gradients is None or use.op == "take":
+            continue
+        outputs, stack = _outputs(eqn, use.side)
+        return functools.partial(
+            rounded_gradient,
+            scheme=training.gradients,
+            contracted=outputs,
+            stack=stack,
+            seed=zlib.crc32(use.site.encode()),
+        )
+    return None
+
+
+def _outputs(eqn: Any, side: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes of a site's result that are the weight's, operand `side`; and the batched ones."""
+    ndim = len(eqn.outvars[0].aval.shape)
+    match eqn.primitive.name:
+        case "dot_general":
+            summed, batch = eqn.params["dimension_numbers"]
+            count = len(batch[0])
+            free = [len(v.aval.shape) - len(summed[i]) - count for i, v in enumerate(eqn.invars)]
+            start = count if side == 0 else count + free[0]
+            return tuple(range(start, start + free[side])), tuple(range(count))
+        case "conv_general_dilated":
+            return (eqn.params["dimension_numbers"].out_spec[1],), ()
+    return (ndim - 1,), ()
 
 
 def activations(

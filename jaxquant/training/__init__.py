@@ -7,6 +7,7 @@ from ._estimators import (
     PACT as PACT,
     StraightThrough as StraightThrough,
 )
+from ._gradients import rounded_gradient as rounded_gradient
 from ._rounding import (
     codes_of as codes_of,
     first_range as first_range,
