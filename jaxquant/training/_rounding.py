@@ -161,4 +161,4 @@ def range_from(
 
 
 def _positive(x: Any) -> Any:
-    return jnp.where(x > 0, x, 1.0).astype(jnp.float32)
+    return jnp.where(x <= 0, 1.0, x).astype(jnp.float32)  # NaN stays, and is told of.
