@@ -6,6 +6,7 @@ from .calibrate import calibrate as calibrate, token_batches as token_batches
 from .checkpoint import CheckpointError as CheckpointError, load as load, save as save
 from .intercept import (
     Account as Account,
+    add_adapters as add_adapters,
     combine as combine,
     convert as convert,
     Count as Count,

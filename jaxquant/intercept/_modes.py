@@ -1,6 +1,6 @@
 """What is done at a site: list it (plan), compute on codes (infer), or watch it (observe)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +8,7 @@ from jax.extend import source_info_util
 
 from ..ops import preferred_backend
 from ..qarray import QArray
+from ._adapters import adapted
 from ._choices import Choices
 from ._compute import compute
 from ._conditioned import Met
@@ -138,7 +139,23 @@ class Infer:
         ]
         if not any(isinstance(x, QArray) for x in computable):
             return bind_plain(eqn, computable), {}
-        return compute(eqn, computable, plans, self.backend), {}
+        y = compute(eqn, computable, plans, self.backend)
+        return self.adapted(y, uses, operands, plans, eqn), {}
+
+    def adapted(
+        self,
+        y: Any,
+        uses: Sequence[Use],
+        operands: Sequence[Any],
+        plans: Mapping[int, Met],
+        eqn: Any,
+    ) -> Any:
+        """The result of a site with what adapters beside its weights add."""
+        for use in uses:
+            if use.op == "dot" and use.side in plans:
+                x = operands[1 - use.side]
+                y = adapted(y, x, use.weight, use.side, plans[use.side], eqn)
+        return y
 
     def _met(self, use: Use, plan: SitePlan) -> Met:
         """The plan of a site with its state there."""

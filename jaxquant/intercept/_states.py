@@ -13,6 +13,7 @@ stored order.
 | `zero_point` | `[*stack, tiles]` | their zero points, where the scheme has them |
 | `outlier_columns` | `[*stack, m]` | columns whose original weights are known; `k` for none |
 | `outlier_weights` | `[*stack, m, n]` | these, `n` the outputs flattened in stored order |
+| `lora_a`, `lora_b` | `[*stack, k, rank]`, `[*stack, rank, n]` | an adapter beside the weight |
 """
 
 import math

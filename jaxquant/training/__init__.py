@@ -8,6 +8,7 @@ from ._estimators import (
     StraightThrough as StraightThrough,
 )
 from ._gradients import rounded_gradient as rounded_gradient
+from ._lora import LoRA as LoRA
 from ._rounding import (
     codes_of as codes_of,
     first_range as first_range,
