@@ -176,7 +176,8 @@ def entered(
 def _entered(
     plan: Plan, leaf: LeafPlan, w: Any, learned: Mapping[str, Any], backend: str | None
 ) -> tuple[Any, QArray]:
-    anchor, q = rounded(rounding_of(plan, leaf), w, dict(learned))
+    pair: Any = rounded(rounding_of(plan, leaf), w, dict(learned))
+    anchor, q = pair
     return anchor, relayout(q, layout_of(q, leaf.path, plan, backend or preferred_backend()))
 
 

@@ -61,8 +61,9 @@ def by_path(
     result: dict[str, Any] = {}
     for site in plan.sites:
         own = dict(states.get(site.site, {}))
-        learns = training and site.static and site.training is not None
-        learned = site.training.activations.learned if learns else ()
+        learned: tuple[str, ...] = ()
+        if training and site.static and site.training is not None:
+            learned = site.training.activations.learned
         lacking = [name for name in learned or _needed(site) if name not in own]
         if lacking:
             raise PlanError(

@@ -209,6 +209,7 @@ def convert(tvariables: Any, plan: Plan) -> Any:
     states = {}
     for name, own in states_of(tvariables).items():
         scheme = plan.by_site[name].activations
+        assert scheme is not None
         scale, zero = held_scale(own, scheme)
         states[name] = {"scale": scale} | ({} if zero is None else {"zero_point": zero})
     return stamped(map_leaves(one, variables), plan.fingerprint, states)

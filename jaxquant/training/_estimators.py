@@ -19,21 +19,9 @@ Sources: Bengio et al. 2013 (arXiv:1308.3432); Esser et al., "Learned Step Size 
 
 import dataclasses
 import math
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 from ..numerics import Format
-
-
-@runtime_checkable
-class Estimator(Protocol):
-    """A frozen value, whose `repr` tells it from others; `learned` are names of arrays, a tile an
-    entry, that are trained beside what is rounded."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def learned(self) -> tuple[str, ...]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +65,10 @@ class PACT:
 
     name: ClassVar[str] = "pact"
     learned: ClassVar[tuple[str, ...]] = ("alpha",)
+
+
+Estimator = StraightThrough | LSQ | LSQPlus | PACT
+"""`learned` are names of arrays, a tile an entry, that are trained beside what is rounded."""
 
 
 def gradient_scale(estimator: Estimator, count: int, format: Format) -> float:

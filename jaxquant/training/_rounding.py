@@ -142,6 +142,7 @@ def first_range(
     scale, low = wanted_scale(
         w.astype(jnp.float32), dataclasses.replace(scheme, range=MinMax()), tile
     )
+    assert low is not None
     return {"scale": scale, "offset": low - scale * scheme.values.lowest}
 
 
