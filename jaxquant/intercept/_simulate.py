@@ -12,8 +12,11 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+from jax import lax
+
 from ..ops import preferred_backend
-from ..qarray import QArray, relayout
+from ..qarray import dequantize, QArray, relayout
 from ..training import rounded, rounded_gradient, Rounding, straight_through, Training
 from ._compute import compute
 from ._conditioned import along, Met
@@ -33,9 +36,10 @@ class Simulate(Infer):
 
     trains = True
 
-    def __init__(self, plan: Plan, *, backend: str | None = None):
+    def __init__(self, plan: Plan, *, backend: str | None = None, strength: Any = None):
         super().__init__(plan, backend=backend)
         self.reads_stacks = False
+        self.strength = strength
 
     def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
         plans = self.met(uses)
@@ -43,6 +47,9 @@ class Simulate(Infer):
         anchors, held = zip(*sides, strict=True)
         if not any(isinstance(x, QArray) for x in held):
             return eqn.primitive.bind(*anchors, **eqn.params), {}
+        if self.strength is not None:
+            values = map(functools.partial(part_way, self.strength), anchors, held)
+            return eqn.primitive.bind(*values, **eqn.params), {}
         # What state does with inputs was done; what is left of a plan is not traced.
         settings = {side: _settings(met) for side, met in plans.items()}
 
@@ -70,6 +77,8 @@ class Simulate(Infer):
 
     def array(self, weight: Weight) -> Any:
         """The array that a weight's codes stand for, whose gradient reaches what is trained."""
+        if self.strength is not None:
+            return part_way(self.strength, weight.trained, weight.value)
         return straight_through(
             lambda held: plain(held[0]), lambda x: x, (weight.trained,), (weight.value,)
         )
@@ -80,6 +89,16 @@ class Simulate(Infer):
 
     def for_derivatives(self) -> "Simulate":
         return self
+
+
+def part_way(strength: Any, anchor: Any, held: Any) -> Any:
+    """`v + strength (v_hat - v)`, whose derivative is 1: a warm-up from float to quantized."""
+    if not isinstance(held, QArray):
+        return held
+    moved = dequantize(held, jnp.float32) - anchor.astype(jnp.float32)
+    return anchor + lax.stop_gradient(jnp.asarray(strength, jnp.float32) * moved).astype(
+        anchor.dtype
+    )
 
 
 def _settings(met: Met) -> Met:

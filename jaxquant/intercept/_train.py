@@ -93,6 +93,9 @@ class SimulatedLinen(LinenModel):
     def apply(self, tvariables: Any, *args: Any, **kwargs: Any) -> Any:
         """`model.apply` with variables of `start_training`: the same arguments and results.
 
+        With `strength` (a number, which may be traced) what sites multiply is only part of the way
+        from the float value to the rounded one, and is multiplied in float: for a warm-up.
+
         **Raises:** `PlanError` if they were started by another plan.
         """
         function = linen_function(self.model)
@@ -105,7 +108,7 @@ class SimulatedNNX(NNXModel):
 
     It holds the parameters (`nnx.Param`) and what is learned beside them (`QuantizationState`);
     `nnx.grad` and `nnx.Optimizer` take both with `wrt=tmodel.wrt`. `variables` are those of
-    `start_training`, as they are now.
+    `start_training`, as they are now. Calls take `strength` too: see `SimulatedLinen.apply`.
     """
 
     wrt: Any = nnx.Any(nnx.Param, QuantizationState)
@@ -146,6 +149,7 @@ class SimulatedNNX(NNXModel):
 def _simulated(
     function: Any, tvariables: Any, args: Any, kwargs: Any, plan: Plan, backend: str | None
 ) -> Any:
+    strength = kwargs.pop("strength", None)
     variables = checked(tvariables, plan)
     trained = entered(plan, parameters(variables), learned_of(tvariables), backend)
     return run(
@@ -154,7 +158,7 @@ def _simulated(
         leaf_paths(variables),
         args,
         kwargs,
-        Evaluator(Simulate(plan, backend=backend)),
+        Evaluator(Simulate(plan, backend=backend, strength=strength)),
         lambda path, leaf: path in trained,
         by_path(states_of(tvariables), plan, training=True),
         trained,

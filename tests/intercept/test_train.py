@@ -240,3 +240,19 @@ def test_a_scale_that_is_not_positive_is_named(where, value):
 def test_rules_that_mean_nothing(rule, said):
     with pytest.raises(ValueError, match=said):
         jq.Rule(match="*", **rule)
+
+
+def test_a_warm_up_goes_from_float_to_quantized():
+    model, plan, tvariables = started()
+    tmodel = jq.simulate(model, plan)
+    plain = {"params": tvariables["params"]}
+    results = jax.jit(lambda s: tmodel.apply(tvariables, X, strength=s))
+    np.testing.assert_allclose(results(0.0), model.apply(plain, X), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(results(1.0), tmodel.apply(tvariables, X), rtol=1e-5, atol=1e-5)
+    half = abs(results(0.5) - results(0.0)).mean()
+    assert 0 < half < abs(results(1.0) - results(0.0)).mean()
+    g = jax.grad(lambda v: tmodel.apply(v, X, strength=0.0).sum())(tvariables)
+    expected = jax.grad(lambda v: model.apply(v, X).sum())(plain)
+    # Where nothing is clipped: the estimator has its say already.
+    bias = g["params"]["Dense_1"]["bias"]
+    np.testing.assert_allclose(bias, expected["params"]["Dense_1"]["bias"])
