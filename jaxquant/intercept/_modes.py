@@ -18,7 +18,7 @@ from ._joined import plain, Sliced
 from ._placed import weight_sharding
 from ._plan import Plan, PlanError, SitePlan
 from ._products import bind_plain, infer_product, PRODUCT, Product
-from ._states import check_readable, state_at
+from ._states import check_readable, RANGES, state_at
 from ._weight import is_weight, Weight
 
 
@@ -167,7 +167,7 @@ class Infer:
             return Met(plan=plan)
         contracted, batch = (axes[use.side] for axes in use.eqn.params["dimension_numbers"])
         state = state_at(use.weight, use.site, tuple(batch))
-        if plan.static and "scale" not in state:
+        if plan.static and not RANGES & set(state):
             raise PlanError(
                 f"This call uses {use.site}, for which calibration fixed no scale of its inputs. "
                 "Make the plan, and calibrate, with the call you want to run."

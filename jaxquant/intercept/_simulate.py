@@ -17,13 +17,22 @@ from jax import lax
 
 from ..ops import preferred_backend
 from ..qarray import dequantize, QArray, relayout
-from ..training import rounded, rounded_gradient, Rounding, straight_through, Training
+from ..training import (
+    MovingAverage,
+    rounded,
+    rounded_gradient,
+    Rounding,
+    straight_through,
+    Training,
+)
 from ._compute import compute
 from ._conditioned import along, Met
 from ._evaluate import Use
+from ._inputs import measure
 from ._joined import plain, Sliced
-from ._modes import Infer
-from ._plan import LeafPlan, Plan
+from ._modes import Infer, Observe
+from ._observers import Extremes
+from ._plan import LeafPlan, Plan, SitePlan
 from ._prepare import layout_of
 from ._roles import ragged_axes
 from ._weight import is_weight, Weight
@@ -36,20 +45,30 @@ class Simulate(Infer):
 
     trains = True
 
-    def __init__(self, plan: Plan, *, backend: str | None = None, strength: Any = None):
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        backend: str | None = None,
+        strength: Any = None,
+        watching: bool = False,
+    ):
         super().__init__(plan, backend=backend)
         self.reads_stacks = False
         self.strength = strength
+        self.collects = watching
+        self._observe = Observe((Extremes(),))
 
     def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
         plans = self.met(uses)
+        seen = self._seen(uses, plans)
         sides = [self._side(side, x, plans, eqn) for side, x in enumerate(operands)]
         anchors, held = zip(*sides, strict=True)
         if not any(isinstance(x, QArray) for x in held):
-            return eqn.primitive.bind(*anchors, **eqn.params), {}
+            return eqn.primitive.bind(*anchors, **eqn.params), seen
         if self.strength is not None:
             values = map(functools.partial(part_way, self.strength), anchors, held)
-            return eqn.primitive.bind(*values, **eqn.params), {}
+            return eqn.primitive.bind(*values, **eqn.params), seen
         # What state does with inputs was done; what is left of a plan is not traced.
         settings = {side: _settings(met) for side, met in plans.items()}
 
@@ -59,7 +78,30 @@ class Simulate(Infer):
         def linear(*values: Any) -> Any:
             return eqn.primitive.bind(*values, **eqn.params)
 
-        return straight_through(product, linear, anchors, held, _gradient(eqn, uses, plans)), {}
+        rounds = _gradient(eqn, uses, plans)
+        return straight_through(product, linear, anchors, held, rounds), seen
+
+    def _seen(self, uses: Sequence[Use], plans: Mapping[int, Met]) -> dict[str, Any]:
+        """Least and largest inputs of sites whose ranges are averages over steps."""
+        watched = [
+            use
+            for use in uses
+            if self.collects and use.side in plans and moves(plans[use.side].plan)
+        ]
+        operands = [[lax.stop_gradient(plain(x)) for x in use.operands] for use in watched]
+        return {
+            use.site: measure(use, own, (Extremes(),))
+            for use, own in zip(watched, operands, strict=True)
+        }
+
+    def merge(self, site: str, a: Any, b: Any) -> Any:
+        return self._observe.merge(site, a, b)
+
+    def empty(self, site: str, struct: Any) -> Any:
+        return self._observe.empty(site, struct)
+
+    def reduce(self, site: str, value: Any) -> Any:
+        return self._observe.reduce(site, value)
 
     def _side(self, side: int, x: Any, plans: Mapping[int, Met], eqn: Any) -> tuple[Any, Any]:
         """What gradients of an operand reach, and what the site computes on."""
@@ -89,6 +131,12 @@ class Simulate(Infer):
 
     def for_derivatives(self) -> "Simulate":
         return self
+
+
+def moves(site: SitePlan) -> bool:
+    """Whether ranges of a site's inputs are averages over steps."""
+    training = site.training if site.static and site.op != "take" else None
+    return training is not None and isinstance(training.activations, MovingAverage)
 
 
 def part_way(strength: Any, anchor: Any, held: Any) -> Any:

@@ -13,6 +13,7 @@ stored order.
 | `zero_point` | `[*stack, tiles]` | their zero points, where the scheme has them |
 | `outlier_columns` | `[*stack, m]` | columns whose original weights are known; `k` for none |
 | `outlier_weights` | `[*stack, m, n]` | these, `n` the outputs flattened in stored order |
+| `offset`, `alpha`, `low`, `high` | `[*stack, tiles]` | what estimators learn or keep in training |
 | `lora_a`, `lora_b` | `[*stack, k, rank]`, `[*stack, rank, n]` | an adapter beside the weight |
 """
 
@@ -35,6 +36,8 @@ States = Mapping[str, Mapping[str, Any]]
 
 REORDERS = ("smoothing", "permutation")
 """With these, codes do not stand for the weight as the model has it."""
+RANGES = frozenset({"scale", "alpha", "low"})
+"""One of these says how inputs are rounded; but for `scale`, in training alone."""
 
 
 def path_of(site: str) -> str:

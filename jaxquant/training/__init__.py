@@ -4,6 +4,7 @@ from ._estimators import (
     Estimator as Estimator,
     LSQ as LSQ,
     LSQPlus as LSQPlus,
+    MovingAverage as MovingAverage,
     PACT as PACT,
     StraightThrough as StraightThrough,
 )

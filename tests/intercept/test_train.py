@@ -12,7 +12,7 @@ import jaxquant as jq
 from jaxquant.intercept._simulate import rounding_of
 from jaxquant.numerics import INT4, INT8, MinMax, NF4, UINT8
 from jaxquant.qarray import PER_CHANNEL, PER_TENSOR, Scheme, Tile
-from jaxquant.training import codes_of, LSQ, LSQPlus, StraightThrough, Training
+from jaxquant.training import codes_of, LSQ, LSQPlus, MovingAverage, PACT, StraightThrough, Training
 
 W4 = Scheme(values=INT4, tile=PER_CHANNEL)
 A8 = Scheme(values=INT8, tile=PER_TENSOR)
@@ -62,12 +62,16 @@ def test_what_is_learned_is_an_ordinary_collection():
         {"training": None, "static": False, "activations": None},
         {"training": Training(weights=StraightThrough(clipped=True)), "static": False},
         {
+            "training": Training(activations=PACT()),
+            "activations": Scheme(values=UINT8, tile=PER_TENSOR),
+        },
+        {
             "training": Training(weights=LSQPlus(), activations=LSQPlus()),
             "weights": Scheme(values=UINT8, tile=PER_CHANNEL, zero_point=UINT8, range=MinMax()),
             "activations": Scheme(values=UINT8, tile=PER_TENSOR, zero_point=UINT8, range=MinMax()),
         },
     ],
-    ids=["lsq", "weights alone learned", "straight through", "clipped", "offsets"],
+    ids=["lsq", "weights alone learned", "straight through", "clipped", "pact", "offsets"],
 )
 def test_conversion_keeps_every_bit(rule):
     if rule.get("training") == Training(weights=LSQ()):
@@ -256,3 +260,64 @@ def test_a_warm_up_goes_from_float_to_quantized():
     # Where nothing is clipped: the estimator has its say already.
     bias = g["params"]["Dense_1"]["bias"]
     np.testing.assert_allclose(bias, expected["params"]["Dense_1"]["bias"])
+
+
+class Scanned(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        def layer(module, x, _):
+            return nn.tanh(module(x)), None
+
+        scan = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        return scan(nn.Dense(16), x, None)[0]
+
+
+MOVING = Training(activations=MovingAverage(decay=0.75))
+
+
+@pytest.mark.parametrize("zero", [False, True], ids=["symmetric", "with zero points"])
+def test_ranges_that_are_averages_move_where_the_collection_is_mutable(zero):
+    scheme = A8
+    if zero:
+        scheme = Scheme(values=UINT8, tile=PER_TENSOR, zero_point=UINT8, range=MinMax())
+    model = Scanned()
+    variables = model.init(jax.random.key(0), X)
+    rule = recipe(weights=W4, activations=scheme, static=True, training=MOVING)
+    plan = jq.plan(model, variables, X, recipe=rule)
+    before = jq.start_training(model, variables, plan, [(X,)])
+    (site,) = before["jaxquant"]["sites"]
+    old = before["jaxquant"]["sites"][site]
+    assert old["low"].shape == (3, 1) and float(old["high"][0, 0]) == float(X.max())
+    tmodel = jq.simulate(model, plan)
+    apply = jax.jit(lambda v, x: tmodel.apply(v, x, mutable=["jaxquant"]))
+    y, written = apply(before, 3 * X)
+    np.testing.assert_array_equal(y, jax.jit(tmodel.apply)(before, 3 * X))
+    new = written["jaxquant"]["sites"][site]
+    for end, most in (("low", X.min()), ("high", X.max())):
+        np.testing.assert_allclose(new[end][0], 0.75 * most + 0.25 * 3 * most, rtol=1e-6)
+    after = {**before, **written}
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+    qvariables, qmodel = jq.convert(after, plan), jq.wrap(model, plan)
+    np.testing.assert_array_equal(
+        jax.jit(tmodel.apply)(after, X), jax.jit(qmodel.apply)(qvariables, X)
+    )
+    g = jax.grad(lambda v: tmodel.apply(v, X).sum())(after)
+    assert all((x == 0).all() for x in jax.tree.leaves(g["jaxquant"]))
+
+
+def test_an_nnx_model_moves_its_ranges_itself():
+    model = nnx_models.Tied(nnx.Rngs(0))
+    ids = jnp.arange(12).reshape(3, 4) % 11
+    rule = recipe(weights=W4, activations=A8, static=True, training=MOVING)
+    plan = jq.plan(model, nnx.state(model), ids, recipe=rule)
+    tvariables = jq.start_training(model, nnx.state(model), plan, [(ids[:1],)])
+    tmodel = jq.simulate(model, plan, tvariables)
+
+    def high():
+        sites = tmodel.variables["jaxquant"]["sites"]
+        return float(sites["up/kernel#dot"]["high"].get_value()[0])
+
+    before = high()
+    nnx.jit(lambda m: m(ids))(tmodel)
+    most = float(model.embed(ids).max())
+    assert high() == pytest.approx(0.75 * before + 0.25 * most)
