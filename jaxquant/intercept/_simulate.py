@@ -32,8 +32,9 @@ from ._inputs import measure
 from ._joined import plain, Sliced
 from ._modes import Infer, Observe
 from ._observers import Extremes
-from ._plan import LeafPlan, Plan, SitePlan
+from ._plan import LeafPlan, Plan, PlanError, SitePlan
 from ._prepare import layout_of
+from ._products import bind_plain, dot_of_codes, planned_product
 from ._roles import ragged_axes
 from ._weight import is_weight, Weight
 
@@ -117,6 +118,26 @@ class Simulate(Infer):
             return x, x
         return activations(x, met, *axes)
 
+    def product(self, site: str, path: str, operands: Sequence[Any], eqn: Any) -> Any:
+        """A product of two activations: what mode infer computes, differentiated in the same way."""
+        scheme = planned_product(self.plan, site).activations
+        if scheme is None:
+            return bind_plain(eqn, operands)
+        sides = []
+        for x, summed, stack in zip(operands, *eqn.params["dimension_numbers"], strict=True):
+            own = Rounding(scheme=scheme, contracted=tuple(summed), stack=tuple(stack))
+            sides.append(rounded(own, plain(x), {}))
+        anchors, held = zip(*sides, strict=True)
+        if self.strength is not None:
+            values = map(functools.partial(part_way, self.strength), anchors, held)
+            return bind_plain(eqn, values)
+        return straight_through(
+            lambda held: dot_of_codes(*held, eqn, self.backend),
+            lambda *values: bind_plain(eqn, values),
+            anchors,
+            held,
+        )
+
     def array(self, weight: Weight) -> Any:
         """The array that a weight's codes stand for, whose gradient reaches what is trained."""
         if self.strength is not None:
@@ -131,6 +152,22 @@ class Simulate(Infer):
 
     def for_derivatives(self) -> "Simulate":
         return self
+
+
+def check_trainable(plan: Plan) -> None:
+    """Checks that what the plan does can be trained through.
+
+    **Raises:** `PlanError` naming a site that is scaled by data, or keeps outliers apart.
+    """
+    for site in plan.sites:
+        if site.outliers is not None or site.scaling is not None:
+            what = (
+                "keeps outliers apart" if site.scaling is None else f"is scaled by {site.scaling}"
+            )
+            raise PlanError(
+                f"{site.site} {what}, which is made for weights that no longer change. Train by a "
+                "recipe without, and calibrate what was trained."
+            )
 
 
 def moves(site: SitePlan) -> bool:

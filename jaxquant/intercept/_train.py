@@ -16,7 +16,7 @@ from ._linen import checked, linen_function, LinenModel
 from ._nnx import nnx_function, NNXModel
 from ._observers import Extremes, mean_magnitude, Moments
 from ._plan import LeafPlan, Plan
-from ._simulate import entered, moves, rounding_of, Simulate, training_of
+from ._simulate import check_trainable, entered, moves, rounding_of, Simulate, training_of
 from ._states import by_path
 from ._trace import run
 from ._variables import (
@@ -237,6 +237,7 @@ def simulate(model: Any, plan: Plan, tvariables: Any = None, *, backend: str | N
     loss, gradients = jax.value_and_grad(lambda v: loss_of(tmodel.apply(v, tokens)))(tvariables)
     ```
     """
+    check_trainable(plan)
     if isinstance(model, nn.Module):
         return SimulatedLinen(model, plan, backend=backend)
     if isinstance(model, nnx.Module):

@@ -321,3 +321,44 @@ def test_an_nnx_model_moves_its_ranges_itself():
     nnx.jit(lambda m: m(ids))(tmodel)
     most = float(model.embed(ids).max())
     assert high() == pytest.approx(0.75 * before + 0.25 * most)
+
+
+class Attending(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        q, k = nn.Dense(16, name="q")(x), nn.Dense(16, name="k")(x)
+        return jnp.einsum("nd,md->nm", q, k)
+
+
+def test_products_of_activations_are_trained_through():
+    model = Attending()
+    variables = model.init(jax.random.key(0), X)
+    rules = (
+        jq.Rule(match="*#product*", products=Scheme(values=INT8, tile=PER_CHANNEL)),
+        jq.Rule(match="*", weights=Scheme(values=INT8, tile=PER_CHANNEL)),
+    )
+    plan = jq.plan(model, variables, X, recipe=jq.Recipe(name="products", rules=rules))
+    assert any(site.op == "product" and site.activations for site in plan.sites)
+    tvariables, tmodel = jq.start_training(model, variables, plan), jq.simulate(model, plan)
+    found = jax.jit(tmodel.apply)(tvariables, X)
+    expected = jq.wrap(model, plan).apply(jq.convert(tvariables, plan), X)
+    # A code may turn where floats are added up in another order: one gap of each side.
+    assert abs(found - expected).max() < 0.02 * abs(expected).max()
+    g = jax.grad(lambda v: jnp.square(tmodel.apply(v, X)).sum())(tvariables)["params"]
+    plain = jax.grad(lambda v: jnp.square(model.apply(v, X)).sum())(variables)["params"]
+    for a, b in zip(jax.tree.leaves(g), jax.tree.leaves(plain), strict=True):
+        assert jnp.vdot(a, b) > 0.99 * jnp.linalg.norm(a) * jnp.linalg.norm(b)
+
+
+def test_plans_for_weights_that_no_longer_change_are_refused():
+    rule = {
+        "training": None,
+        "outliers": jq.Outliers(),
+        "activations": Scheme(values=INT8, tile=PER_CHANNEL),
+    }
+    model = MLP()
+    variables = model.init(jax.random.key(0), X)
+    made = recipe(weights=Scheme(values=INT8, tile=PER_CHANNEL), **rule)
+    plan = jq.plan(model, variables, X, recipe=made)
+    with pytest.raises(jq.PlanError, match="Dense_0/kernel#dot keeps outliers apart"):
+        jq.simulate(model, plan)
