@@ -119,7 +119,7 @@ class Simulate(Infer):
         return activations(x, met, *axes)
 
     def product(self, site: str, path: str, operands: Sequence[Any], eqn: Any) -> Any:
-        """A product of two activations: what mode infer computes, differentiated in the same way."""
+        """A product of two activations: as in mode infer, differentiated in the same way."""
         scheme = planned_product(self.plan, site).activations
         if scheme is None:
             return bind_plain(eqn, operands)
