@@ -9,6 +9,7 @@ import numpy as np
 from flax import linen as nn, nnx
 
 from ..training import codes_of, first_range, held_scale, range_from
+from ._accumulate import ungrouped
 from ._evaluate import Evaluator
 from ._front import observe
 from ._linen import checked, linen_function, LinenModel
@@ -51,9 +52,13 @@ def start_training(
     watched = [s for s in plan.sites if s.training and s.training.activations.learned and s.static]
     states: dict[str, dict[str, Any]] = {}
     if watched:
-        statistics = observe(model, variables, batches, observers=(Moments(), Extremes()), **kwargs)
+        observers = (Moments(), Extremes())
+        statistics = observe(model, variables, batches, observers=observers, **kwargs)
         for site in watched:
-            states[site.site] = _first_of_inputs(plan, site, statistics[site.site])
+            found = statistics[site.site]
+            stack, lead = len(plan.by_path[site.path].stack), found["moments"]["rows"].ndim
+            found = ungrouped(observers, found, stack=stack, lead=lead)
+            states[site.site] = _first_of_inputs(plan, site, found)
     return stamped(variables, plan.fingerprint, states, learned)
 
 
