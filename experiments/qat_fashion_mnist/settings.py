@@ -26,8 +26,8 @@ class Settings:
     """One size of the experiment.
 
     `learned_rate` is that of learned scales, a part of them a step: Adam, the same cosine, no
-    weight decay. Quantization starts from the trained float model. `tests` are the images that decide, all of them in the full
-    run; `calibration` those that ranges are taken from.
+    weight decay. Quantization starts from the trained float model. `tests` are the images that
+    decide, all of them in the full run; `calibration` those that ranges are taken from.
     """
 
     images: int
