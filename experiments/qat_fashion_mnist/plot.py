@@ -6,6 +6,7 @@ from typing import Any
 
 from settings import FLOAT, METHODS, TUNED
 
+TICKS = (6, 8, 10, 15, 20, 30, 50, 90)
 COLOURS = {"lsq": "#3b6fb6", "ste_fixed": "#5a9e6f", "ste": "#d98032", "ptq": "#8a8a8a"}
 NAMES = {
     "lsq": "LSQ",
@@ -46,4 +47,6 @@ def _panel(axes: Any, model: str, rows: list[dict[str, Any]]) -> None:
     axes.set_xticks(range(len(bits)), [str(b) for b in bits])
     axes.set_xlabel("bits of weights and activations")
     axes.set_yscale("log")
+    axes.set_yticks(TICKS, map(str, TICKS))
+    axes.minorticks_off()
     axes.set_title(model)
