@@ -162,16 +162,23 @@ class Infer:
         if not self.rounding:
             check_readable(use.weight, "differentiated through")
             return Met(plan=plan)
-        if use.op != "dot":
+        if use.op not in ("dot", "conv"):
             check_readable(use.weight, f"read by {use.site}")
             return Met(plan=plan)
-        contracted, batch = (axes[use.side] for axes in use.eqn.params["dimension_numbers"])
+        # Of a convolution one scale holds for all that is convolved: no axis of it has its own.
+        contracted, batch = (
+            (axes[use.side] for axes in use.eqn.params["dimension_numbers"])
+            if use.op == "dot"
+            else ((), ())
+        )
         state = state_at(use.weight, use.site, tuple(batch))
         if plan.static and not RANGES & set(state):
             raise PlanError(
                 f"This call uses {use.site}, for which calibration fixed no scale of its inputs. "
                 "Make the plan, and calibrate, with the call you want to run."
             )
+        if use.op == "conv":
+            return Met(plan=plan, state=state)
         stored = [use.weight.axes[axis] for axis in contracted]
         return Met(
             plan=plan,

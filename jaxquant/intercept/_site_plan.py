@@ -85,10 +85,11 @@ def unfit(site: SitePlan) -> list[str]:
             f"{site.site} deals its inputs out to experts, and static scales of each expert's are "
             "not computed with; give it a rule that is not static"
         )
-    if site.op == "conv" and site.needs_calibration:
+    informed = site.algorithm is not None and len(site.algorithm.observers) > 0
+    if site.op == "conv" and (informed or site.scaling is not None):
         problems.append(
-            f"{site.site} is a convolution, of whose inputs no statistics are taken; give it a "
-            "rule that needs no data"
+            f"{site.site} is a convolution, for which data decide static ranges and nothing else; "
+            "give it an algorithm that needs no data, and no scaling"
         )
     return problems
 

@@ -10,6 +10,7 @@ from flax import linen as nn, nnx
 
 from ..qarray import Scheme
 from ..training import codes_of, first_range, held_scale, MovingAverage, range_from
+from ._accumulate import ungrouped
 from ._evaluate import Evaluator
 from ._front import observe
 from ._linen import checked, linen_function, LinenModel
@@ -54,9 +55,13 @@ def start_training(
     watched = [s for s in plan.sites if s.training and s.training.activations.learned and s.static]
     states: dict[str, dict[str, Any]] = {}
     if watched:
-        statistics = observe(model, variables, batches, observers=(Moments(), Extremes()), **kwargs)
+        observers = (Moments(), Extremes())
+        statistics = observe(model, variables, batches, observers=observers, **kwargs)
         for site in watched:
-            states[site.site] = _first_of_inputs(plan, site, statistics[site.site])
+            found = statistics[site.site]
+            stack, lead = len(plan.by_path[site.path].stack), found["moments"]["rows"].ndim
+            found = ungrouped(observers, found, stack=stack, lead=lead)
+            states[site.site] = _first_of_inputs(plan, site, found)
     return stamped(variables, plan.fingerprint, states, learned)
 
 
@@ -174,7 +179,9 @@ def _moved(tvariables: Any, plan: Plan, seen: Mapping[str, Any]) -> Any:
         assert site.activations is not None and site.training is not None
         estimator = site.training.activations
         assert isinstance(estimator, MovingAverage)
-        new = _ranges(site.activations, statistics["extremes"])
+        stack, lead = len(plan.by_path[site.path].stack), statistics["extremes"]["low"].ndim - 1
+        found = ungrouped((Extremes(),), statistics, stack=stack, lead=lead)
+        new = _ranges(site.activations, found["extremes"])
         states[name] = {key: estimator.moved(old[key], new[key]) for key in ("low", "high")}
     variables, fingerprint = unstamped(tvariables)
     assert fingerprint is not None
