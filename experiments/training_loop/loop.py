@@ -67,6 +67,7 @@ def train(
         state = checkpoints.restore(state, places)
     step_of = make_step(problem, transform, seed=loop.seed)
     compiled = jax.jit(step_of, donate_argnums=0, out_shardings=(places, None))
+    fixed = jax.device_put(problem.fixed, placed(problem.fixed, mesh))
     first = int(state.step)
     metrics = Metrics(out / "metrics.jsonl", step=first)
     run = _Run(problem, loop, checkpoints, metrics, lambda step: float(rate(step)), clock)
@@ -74,7 +75,7 @@ def train(
         with progress(name, first, loop.steps, clock=clock) as told:
             for step in range(first + 1, loop.steps + 1):
                 batch = in_parts(problem.batch(step - 1), loop.accumulation)
-                state, found = compiled(state, jax.device_put(batch, of_parts(mesh)))
+                state, found = compiled(state, jax.device_put(batch, of_parts(mesh)), fixed)
                 run.pending.append((step, found))
                 for said in run.after(step, state):
                     told(step, said)

@@ -21,11 +21,12 @@ def _no_check(variables: Tree) -> None:
 class Problem:
     """A loss, the variables to lower it by, and the examples of each step.
 
-    - `loss(variables, carried, batch, key)`: the mean loss of a batch, and `carried` as it is after
-      it. Parts of a batch are equally large, and weigh the same.
+    - `loss(variables, carried, batch, fixed, key)`: the mean loss of a batch, and `carried` as it
+      is after it. Parts of a batch are equally large, and weigh the same.
     - `variables`: a tree of floating-point arrays, all trained.
     - `carried`: a tree of arrays that the loss reads and writes without gradients: histories of
       FP8 scaling, running means. It goes through the parts of a batch one after the other.
+    - `fixed`: a tree of arrays that the loss reads: a teacher, frozen codes. Not in checkpoints.
     - `batch(step)`: a tree of arrays `[batch, ...]`, by nothing but the step.
     - `evaluate(variables, carried)`: named scores, such as the loss on held-out data.
     - `check(variables)`: raises `ValueError` for values that cannot be gone on with.
@@ -34,10 +35,11 @@ class Problem:
       refused.
     """
 
-    loss: Callable[[Tree, Tree, Tree, jax.Array], tuple[jax.Array, Tree]]
+    loss: Callable[[Tree, Tree, Tree, Tree, jax.Array], tuple[jax.Array, Tree]]
     variables: Tree
     batch: Callable[[int], Tree]
     carried: Tree = ()
+    fixed: Tree = ()
     evaluate: Callable[[Tree, Tree], dict[str, float]] = _nothing
     check: Callable[[Tree], None] = _no_check
     labels: Callable[[Tree], Tree] | None = None

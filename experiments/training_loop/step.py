@@ -30,7 +30,7 @@ def in_parts(batch: Tree, accumulation: int) -> Tree:
 
 
 def gradients_of(
-    problem: Problem, variables: Tree, carried: Tree, parts: Tree, key: jax.Array
+    problem: Problem, variables: Tree, carried: Tree, parts: Tree, fixed: Tree, key: jax.Array
 ) -> tuple[jax.Array, Tree, Tree]:
     """Loss, what is carried, and gradients: means over parts, summed in float32.
 
@@ -40,14 +40,14 @@ def gradients_of(
     count = jax.tree.leaves(parts)[0].shape[0]
     if count == 1:
         batch = jax.tree.map(lambda x: x[0], parts)
-        (loss, carried), gradients = differentiated(variables, carried, batch, key)
+        (loss, carried), gradients = differentiated(variables, carried, batch, fixed, key)
         return loss, carried, gradients
 
     def part(so_far: Any, given: Any) -> tuple[Any, None]:
         total, carried, sums = so_far
         batch, number = given
         own = jax.random.fold_in(key, number)
-        (loss, carried), gradients = differentiated(variables, carried, batch, own)
+        (loss, carried), gradients = differentiated(variables, carried, batch, fixed, own)
         sums = jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, gradients)
         return (total + loss.astype(jnp.float32), carried, sums), None
 
@@ -60,16 +60,18 @@ def gradients_of(
 
 def make_step(
     problem: Problem, optimizer: optax.GradientTransformation, *, seed: int
-) -> Callable[[State, Tree], tuple[State, Metrics]]:
-    """The pure function from a state and the parts of a batch to the next state and its metrics.
+) -> Callable[[State, Tree, Tree], tuple[State, Metrics]]:
+    """The pure function from a state, the parts of a batch and what is fixed to the next state.
 
-    Where the loss or the gradient is not finite nothing is changed but the step's number, and
-    `finite` is false: what was trained is kept.
+    With it come the metrics. Where the loss or the gradient is not finite, nothing is changed but
+    the step's number, and `finite` is false: what was trained is kept.
     """
 
-    def step(state: State, parts: Tree) -> tuple[State, Metrics]:
+    def step(state: State, parts: Tree, fixed: Tree) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        loss, carried, gradients = gradients_of(problem, state.variables, state.carried, parts, key)
+        loss, carried, gradients = gradients_of(
+            problem, state.variables, state.carried, parts, fixed, key
+        )
         norm = optax.global_norm(gradients)
         updates, moments = optimizer.update(gradients, state.optimizer, state.variables)
         variables = optax.apply_updates(state.variables, updates)
