@@ -3,12 +3,14 @@
 import argparse
 import dataclasses
 import json
+import math
 import pathlib
 import sys
 import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import msgspec
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
@@ -16,16 +18,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from training_loop import Devices, train, TrainingError
 
 from small_lm.settings import CONFIGS, Named, read_run, read_shared
-from small_lm.text import make_corpus
+from small_lm.text import Corpus, make_corpus
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", help="a file of the folder of settings, without .toml")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="holds a folder a run")
-    parser.add_argument("--text", type=pathlib.Path, help="default: the excerpt of the package")
-    parser.add_argument("--held-out", nargs="+", metavar="BOOK", help="default: see model.toml")
-    parser.add_argument("--configs", type=pathlib.Path, default=CONFIGS, help="settings, as TOML")
+    text_arguments(parser)
     parser.add_argument(
         "--devices", type=int, help="CPU devices to make, over which data are dealt"
     )
@@ -43,6 +42,18 @@ def main() -> int:
         return 2
     print(json.dumps(made))
     return 0
+
+
+def text_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where runs are, and what they are trained on."""
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="holds a folder a run")
+    parser.add_argument("--text", type=pathlib.Path, help="default: the excerpt of the package")
+    parser.add_argument("--held-out", nargs="+", metavar="BOOK", help="default: see model.toml")
+    parser.add_argument("--configs", type=pathlib.Path, default=CONFIGS, help="settings, as TOML")
+
+
+def corpus_of(given: argparse.Namespace) -> Corpus:
+    return make_corpus(read_text(given.text), read_shared(given.configs).text, given.held_out)
 
 
 def over_devices(named: Named, count: int, fsdp: int) -> Named:
@@ -66,8 +77,7 @@ def run(named: Named, given: argparse.Namespace) -> dict[str, Any]:
     from small_lm.model import save_variables
     from small_lm.score import measured
 
-    shared = read_shared(given.configs)
-    corpus = make_corpus(read_text(given.text), shared.text, given.held_out)
+    shared, corpus = read_shared(given.configs), corpus_of(given)
     out = given.out / named.name
     subject = make_subject(named, shared, corpus, given.out)
     problem = make_problem(named, shared, corpus, subject, given.out)
@@ -77,14 +87,15 @@ def run(named: Named, given: argparse.Namespace) -> dict[str, Any]:
         problem, loop, named.run.optimizer, out, devices=named.run.devices, name=named.name
     )
     seconds = time.perf_counter() - start
-    # On one device from here on.
-    variables = jax.device_put(trained.state.variables, jax.devices()[0])
+    # Through the host: from here on on one device, and committed to none.
+    variables = jax.tree.map(lambda x: jnp.asarray(jax.device_get(x)), trained.state.variables)
     model, qvariables = subject.converted(variables)
     row = {
         "name": named.name,
         "what": named.run.what,
         "steps": loop.steps,
         "tokens": loop.steps * loop.batch * shared.text.length,
+        "guess_nll": math.log(corpus.tokenizer.vocab_size),
         "trained_nll": trained.scores["held_out"],
         "seconds": seconds,
         "seconds_per_step": trained.seconds_per_step,
