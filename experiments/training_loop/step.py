@@ -72,8 +72,10 @@ def make_step(
         loss, carried, gradients = gradients_of(
             problem, state.variables, state.carried, parts, fixed, key
         )
-        norm = optax.global_norm(gradients)
-        updates, moments = optimizer.update(gradients, state.optimizer, state.variables)
+        norm = optax.tree.norm(gradients)
+        # optax has powers of floats by integers, which strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, moments = optimizer.update(gradients, state.optimizer, state.variables)
         variables = optax.apply_updates(state.variables, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         new = State(step=state.step, variables=variables, carried=carried, optimizer=moments)
