@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--rows", nargs="+", choices=(*TRAINED, *CALIBRATED), metavar="NAME")
     parser.add_argument("--out", type=pathlib.Path, help="default: this folder; quick/ if --quick")
     parser.add_argument(
-        "--runs", type=pathlib.Path, help="their folders; default: run/small_lm of the repository"
+        "--runs", type=pathlib.Path, help="their folders; default: run/ of the repository"
     )
     parser.add_argument("--devices", type=int, default=1, help="CPU devices to split batches over")
     parser.add_argument("--fsdp", type=int, default=1, help="over how many of them weights are too")
@@ -46,7 +46,8 @@ def main() -> int:
     if given.text is None and not given.quick:
         parser.error("the whole Bible is wanted (README.md says how it is made), or --quick")
     out = given.out or (HERE / "quick" if given.quick else HERE)
-    runs = given.runs or (out / "runs" if given.quick else HERE.parents[1] / "run" / "small_lm")
+    folder = "small_lm_quick" if given.quick else "small_lm"
+    runs = given.runs or HERE.parents[1] / "run" / folder
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     every = QUICK if given.quick else (*TRAINED, *CALIBRATED)
