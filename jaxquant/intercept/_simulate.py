@@ -132,7 +132,7 @@ class Simulate(Infer):
             values = map(functools.partial(part_way, self.strength), anchors, held)
             return bind_plain(eqn, values)
         return straight_through(
-            lambda held: dot_of_codes(*held, eqn, self.backend),
+            lambda held: dot_of_codes(held[0], held[1], eqn, self.backend),
             lambda *values: bind_plain(eqn, values),
             anchors,
             held,
