@@ -42,10 +42,10 @@ def train(
     """Trains `problem`, or goes on where `out` says it was stopped.
 
     `out` gets `metrics.jsonl` and `checkpoints/`. A run that was killed gives, when it is started
-    again with the same settings on the same machine and as many devices, the same losses to the
-    bit: the state is stored whole, and the data of a step is a function of its number. What changes
-    between is only the reporting (`log_every`, ...) if it is set anew, and the devices, by
-    rounding.
+    again with the same settings on the same machine, with as many devices and as many cores, the
+    same losses to the bit: the state is stored whole, and the data of a step is a function of its
+    number. Other devices, or another number of cores (XLA splits sums by them), change losses by
+    rounding. The reporting (`log_every`, ...) may be set anew.
 
     **Raises:** `ValueError` for settings that do not fit; `TrainingError` if a loss or a gradient
     is not finite more often than `loop.skips` permits, if `problem.check` refuses the variables, or
