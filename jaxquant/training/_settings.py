@@ -21,7 +21,7 @@ class Training:
     def check(self, weights: Scheme, activations: Scheme | None, static: bool) -> str | None:
         """Why these estimators do not fit the schemes of a rule, or `None`."""
         if isinstance(self.weights, (PACT, MovingAverage)):
-            return f"{self.weights} is about activations, and weights are rounded by it"
+            return f"{self.weights} is for activations, and it is to round weights"
         if self.activations.learned and (activations is None or not static):
             return (
                 f"{self.activations} learns ranges of activations, which are then fixed; give the "

@@ -51,7 +51,9 @@ def faked(function, params, plan):
         return jax.tree_util.keystr((key,), simple=True)
 
     def one(keys, x):
-        leaf = plan.by_path.get("/".join(name(key) for key in keys if name(key) != "value"))
+        # What boxes of metadata hold is an attribute of theirs.
+        names = [name(key) for key in keys if not isinstance(key, jax.tree_util.GetAttrKey)]
+        leaf = plan.by_path.get("/".join(names))
         return x if leaf is None else function(leaf, x)
 
     return jax.tree_util.tree_map_with_path(one, params)

@@ -14,7 +14,7 @@ ZERO = Scheme(values=UINT8, tile=PER_TENSOR, zero_point=UINT8, range=MinMax())
 @pytest.mark.parametrize(
     ("training", "weights", "activations", "static", "reason"),
     [
-        (Training(weights=PACT()), W, None, False, "PACT learns the end of activations"),
+        (Training(weights=PACT()), W, None, False, "PACT() is for activations"),
         (Training(activations=LSQ()), W, None, False, "give the rule activations and static=True"),
         (Training(activations=LSQ()), W, A, False, "static=True"),
         (Training(weights=LSQPlus()), W, None, False, "has no zero point"),
