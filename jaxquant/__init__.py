@@ -1,25 +1,27 @@
 """jaxquant: smaller and faster JAX/Flax models, by storing and computing numbers in fewer bits."""
 
-from . import algorithms as algorithms, recipes as recipes
+from . import algorithms as algorithms, recipes as recipes, training as training
 from .algorithms import quantize as quantize
 from .calibrate import calibrate as calibrate, token_batches as token_batches
 from .checkpoint import CheckpointError as CheckpointError, load as load, save as save
 from .intercept import (
     Account as Account,
-    Count as Count,
-    Extremes as Extremes,
-    Gram as Gram,
-    Histogram as Histogram,
+    add_adapters as add_adapters,
+    combine as combine,
+    convert as convert,
     interceptor as interceptor,
-    Moments as Moments,
     observe as observe,
-    Peak as Peak,
+    observers as observers,
+    partition as partition,
     Plan as Plan,
     plan as plan,
     PlanError as PlanError,
     prepare as prepare,
     Recipe as Recipe,
     Rule as Rule,
+    simulate as simulate,
+    start_training as start_training,
+    training_labels as training_labels,
     wrap as wrap,
 )
 from .numerics import (

@@ -22,6 +22,7 @@ from ..algorithms import (
 )
 from ..algorithms._nearest import not_finite
 from ..intercept import Drift, MarkedSite, Peak, Plan, PlanError, Root, SitePlan, Step
+from ..intercept._accumulate import ungrouped
 from ..ops import OutlierWeights
 from ..qarray import dequantize, QArray
 from ._compiled import Programs
@@ -274,7 +275,11 @@ class Quantization:
         state: State = {}
         if site.static and site.activations is not None:
             *stack, _, k = as_matrix(w, **roles).shape
-            state |= static_scale(site.activations, statistics, stack=tuple(stack), k=k)
+            lead = np.ndim(statistics["count"]["rows"])
+            seen = ungrouped(
+                static_observers(site.activations), statistics, stack=len(stack), lead=lead
+            )
+            state |= static_scale(site.activations, seen, stack=tuple(stack), k=k)
         if keeps_outliers(site):
             assert site.outliers is not None
             matrix = as_matrix(w, **roles)

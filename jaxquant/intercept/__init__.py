@@ -1,6 +1,8 @@
 """Finding the sites of a Flax model, and evaluating it with other arithmetic."""
 
+from . import observers as observers
 from ._account import Account as Account, SiteAccount as SiteAccount
+from ._adapters import add_adapters as add_adapters
 from ._fold import Fold as Fold, SiteRef as SiteRef, Source as Source, tie as tie
 from ._folds import find_folds as find_folds
 from ._front import observe as observe, plan as plan, wrap as wrap
@@ -25,9 +27,22 @@ from ._observers import (
     nonfinite as nonfinite,
     Peak as Peak,
 )
+from ._partition import (
+    combine as combine,
+    partition as partition,
+    training_labels as training_labels,
+)
 from ._plan import LeafPlan as LeafPlan, Plan as Plan, PlanError as PlanError, SitePlan as SitePlan
 from ._prepare import prepare as prepare
 from ._rules import Recipe as Recipe, Rule as Rule
+from ._train import (
+    check_learned as check_learned,
+    convert as convert,
+    simulate as simulate,
+    SimulatedLinen as SimulatedLinen,
+    SimulatedNNX as SimulatedNNX,
+    start_training as start_training,
+)
 from ._variables import (
     leaf_paths as leaf_paths,
     map_leaves as map_leaves,

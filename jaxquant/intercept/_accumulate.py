@@ -9,6 +9,7 @@ Statistics are by site and observer's name. A total is `Shared`, so that what si
 and added once; `unshare(total)` gives it by site.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,24 @@ def merged(observers: Iterable[Any], a: Statistics, b: Statistics) -> dict[str, 
             for name, part in {**mine, **theirs}.items()
         }
     return found
+
+
+def ungrouped(
+    observers: Iterable[Any], found: Mapping[str, Any], *, stack: int, lead: int
+) -> dict[str, Any]:
+    """Statistics of one site, in which a convolution's groups are put together.
+
+    They have `lead` leading axes: `stack` of the weight, and one of groups if there are any.
+    """
+    if lead == stack:
+        return dict(found)
+
+    def together(observer: Any, part: Any) -> Any:
+        (count,) = {x.shape[stack] for x in jax.tree.leaves(part)}
+        groups = (jax.tree.map(lambda x, i=i: x.take(i, axis=stack), part) for i in range(count))
+        return functools.reduce(observer.merge, groups)
+
+    return {**found, **{o.name: together(o, found[o.name]) for o in observers}}
 
 
 def emptied(observers: Iterable[Any], struct: Statistics) -> dict[str, dict[str, Any]]:

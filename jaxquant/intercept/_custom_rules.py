@@ -19,6 +19,8 @@ from ._weight import is_weight, Position
 
 def custom_jvp_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
     """`custom_jvp` around a forward function that reads weights."""
+    if ev.mode.trains:
+        return _before(ev, eqn, operands)
     if ev.mode.flattens or all(map(is_weight, operands)):
         # A function of codes alone is never differentiated.
         return ev.closed(eqn.params["call_jaxpr"], operands, position)
@@ -50,6 +52,8 @@ def custom_jvp_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Posi
 
 def custom_vjp_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Position) -> list[Any]:
     """`custom_vjp` around a forward function that reads weights."""
+    if ev.mode.trains:
+        return _before(ev, eqn, operands)
     if ev.mode.flattens or all(map(is_weight, operands)):
         return ev.closed(eqn.params["call_jaxpr"], operands, position)
     moving = list(map(_moves, operands))
@@ -87,6 +91,12 @@ def custom_vjp_rule(ev: Evaluator, eqn: Any, operands: list[Any], position: Posi
     outs, stats = function(*operands)
     ev.add(stats)
     return outs
+
+
+def _before(ev: Evaluator, eqn: Any, operands: list[Any]) -> list[Any]:
+    """The user's function and its rule on what the codes stand for: the rule says the rest."""
+    reason = f"{eqn.primitive.name} has a derivative rule of its own"
+    return ev.bind(eqn, [ev.leave(x, eqn, reason) for x in operands])
 
 
 def _forward(ev: Evaluator, eqn: Any, args: Sequence[Any], position: Position) -> tuple[Any, Any]:

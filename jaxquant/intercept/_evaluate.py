@@ -64,7 +64,8 @@ class Use:
 class Mode(Protocol):
     """What is done at a site. One that `flattens` evaluates bodies in line, loops step by step.
 
-    To one that `reads_stacks`, loops over stacked weights tell where each step's weights lie.
+    To one that `reads_stacks`, loops over stacked weights tell where each step's weights lie. In
+    one that `trains`, weights have gradients.
     """
 
     tracks_constants: bool
@@ -72,6 +73,7 @@ class Mode(Protocol):
     products: bool
     flattens: bool
     reads_stacks: bool
+    trains: bool
 
     def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
         """The result of the equation, and statistics by site (or an empty dict)."""

@@ -56,7 +56,10 @@ def _constrained(value: Any, sharding: Any) -> Any:
         return constrained(value, sharding, _constrained)
     if isinstance(plain_value := getattr(value, "value", value), QArray):
         if isinstance(sharding, jax.sharding.NamedSharding):
-            return value.view(constrain(plain_value, sharding), value.axes)
+            trained = value.trained
+            if trained is not None:
+                trained = lax.with_sharding_constraint(trained, sharding)
+            return value.view(constrain(plain_value, sharding), value.axes, trained)
     return jax.tree.map(lambda x: lax.with_sharding_constraint(x, sharding), value)
 
 

@@ -134,6 +134,7 @@ def _sliced(value: Any, whole: Any, position: Position, index: Any = None) -> An
         state=value.state,
         state_axes=whole.state_axes[1:],
         layer=layer,
+        trained=value.trained,
     )
 
 

@@ -72,6 +72,7 @@ class Mark:
     collects = False
     products = False
     flattens = True
+    trains = False
     reads_stacks = False
 
     def __init__(self) -> None:

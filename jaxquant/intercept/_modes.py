@@ -1,6 +1,6 @@
 """What is done at a site: list it (plan), compute on codes (infer), or watch it (observe)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +8,7 @@ from jax.extend import source_info_util
 
 from ..ops import preferred_backend
 from ..qarray import QArray
+from ._adapters import adapted
 from ._choices import Choices
 from ._compute import compute
 from ._conditioned import Met
@@ -17,7 +18,7 @@ from ._joined import plain, Sliced
 from ._placed import weight_sharding
 from ._plan import Plan, PlanError, SitePlan
 from ._products import bind_plain, infer_product, PRODUCT, Product
-from ._states import check_readable, state_at
+from ._states import check_readable, RANGES, state_at
 from ._weight import is_weight, Weight
 
 
@@ -27,6 +28,7 @@ class ListSites:
     tracks_constants = True
     collects = False
     flattens = False
+    trains = False
     reads_stacks = False
 
     def __init__(self, *, products: bool = False) -> None:
@@ -78,6 +80,7 @@ class Infer:
     tracks_constants = False
     collects = False
     flattens = False
+    trains = False
 
     def __init__(
         self,
@@ -115,7 +118,8 @@ class Infer:
             "what to do here. Make the plan with the call you want to run."
         )
 
-    def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
+    def met(self, uses: Sequence[Use]) -> dict[int, Met]:
+        """The plans of the sides that are quantized weights, with their state."""
         found = {use.side: self.site_plan(use) for use in uses}
         plans = {
             use.side: self._met(use, plan)
@@ -125,29 +129,56 @@ class Infer:
         for use in uses:
             if use.side not in plans:
                 check_readable(use.weight, f"read by {use.site}")
+        return plans
+
+    def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
+        plans = self.met(uses)
         computable = [
             x.value if is_weight(x) and side in plans else x if isinstance(x, Sliced) else plain(x)
             for side, x in enumerate(operands)
         ]
         if not any(isinstance(x, QArray) for x in computable):
             return bind_plain(eqn, computable), {}
-        return compute(eqn, computable, plans, self.backend), {}
+        y = compute(eqn, computable, plans, self.backend)
+        return self.adapted(y, uses, operands, plans, eqn), {}
+
+    def adapted(
+        self,
+        y: Any,
+        uses: Sequence[Use],
+        operands: Sequence[Any],
+        plans: Mapping[int, Met],
+        eqn: Any,
+    ) -> Any:
+        """The result of a site with what adapters beside its weights add."""
+        for use in uses:
+            if use.op == "dot" and use.side in plans:
+                x = operands[1 - use.side]
+                y = adapted(y, x, use.weight, use.side, plans[use.side], eqn)
+        return y
 
     def _met(self, use: Use, plan: SitePlan) -> Met:
         """The plan of a site with its state there."""
         if not self.rounding:
             check_readable(use.weight, "differentiated through")
             return Met(plan=plan)
-        if use.op != "dot":
+        if use.op not in ("dot", "conv"):
             check_readable(use.weight, f"read by {use.site}")
             return Met(plan=plan)
-        contracted, batch = (axes[use.side] for axes in use.eqn.params["dimension_numbers"])
+        # Of a convolution one scale holds for all that is convolved: no axis of it has its own.
+        contracted, batch = (
+            (axes[use.side] for axes in use.eqn.params["dimension_numbers"])
+            if use.op == "dot"
+            else ((), ())
+        )
         state = state_at(use.weight, use.site, tuple(batch))
-        if plan.static and "scale" not in state:
+        if plan.static and not RANGES & set(state):
             raise PlanError(
                 f"This call uses {use.site}, for which calibration fixed no scale of its inputs. "
                 "Make the plan, and calibrate, with the call you want to run."
             )
+        if use.op == "conv":
+            return Met(plan=plan, state=state)
         stored = [use.weight.axes[axis] for axis in contracted]
         return Met(
             plan=plan,
@@ -198,6 +229,7 @@ class Observe:
     collects = True
     products = False
     flattens = False
+    trains = False
     reads_stacks = False
 
     def __init__(self, observers: Sequence[Any], *, collecting: bool = True):

@@ -62,7 +62,13 @@ class NNXModel(nnx.Module):
     """
 
     def __init__(
-        self, model: nnx.Module, plan: Plan, qvariables: Any = None, *, backend: str | None = None
+        self,
+        model: nnx.Module,
+        plan: Plan,
+        qvariables: Any = None,
+        *,
+        backend: str | None = None,
+        training: bool = False,
     ):
         if qvariables is None:
             self.model = model
@@ -70,7 +76,7 @@ class NNXModel(nnx.Module):
         else:
             self.model = nnx.merge(nnx.graphdef(model), checked(qvariables, plan), copy=True)
         states = {} if qvariables is None else states_of(qvariables)
-        by_path(states, plan)
+        by_path(states, plan, training=training)
         # Names of arrays hold slashes, as names of attributes may not.
         self._state_names = tuple((site, name) for site in states for name in states[site])
         self._states = nnx.List(QuantizationState(states[s][n]) for s, n in self._state_names)
@@ -120,14 +126,18 @@ class NNXModel(nnx.Module):
         paths, held = leaf_paths(state), by_path(states, self.plan)
         return run(function, state, paths, args, kwargs, evaluator, is_codes, held)
 
+    def _state_arrays(self) -> dict[str, dict[str, Any]]:
+        """State of sites, by site id and name."""
+        states: dict[str, dict[str, Any]] = {}
+        for (site, name), held in zip(self._state_names, self._states, strict=True):
+            states.setdefault(site, {})[name] = held.get_value()
+        return states
+
     def _run(self, method: str, args: Any, kwargs: Any) -> Any:
         graphdef, state = nnx.split(self.model)
         written = _Written()
         function = _writing_function(graphdef, method, written)
-        states: dict[str, dict[str, Any]] = {}
-        for (site, name), held in zip(self._state_names, self._states, strict=True):
-            states.setdefault(site, {})[name] = held.get_value()
-        out, values = self._evaluate(function, state, args, kwargs, states)
+        out, values = self._evaluate(function, state, args, kwargs, self._state_arrays())
         for (path, variable), value in zip(written.variables, values, strict=True):
             _write(self.model, path, variable, value)
         return out

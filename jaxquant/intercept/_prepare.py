@@ -33,10 +33,7 @@ def prepare(
         raise ValueError(
             f"There is no backend named {backend!r}. It is one of {', '.join(BACKENDS)}."
         )
-    quantized = [site for site in plan.sites if site.weights is not None]
-    # A lookup reads rows, which any layout gives; where there is a product too, that decides.
-    by_weight = sorted(quantized, key=lambda site: (site.op == "dot", site.op != "take"))
-    deciding = {site.path: site for site in by_weight}
+    deciding = _deciding(plan)
 
     def one(path: str | None, leaf: Any) -> Any:
         if path is None or not isinstance(leaf, QArray) or path not in deciding:
@@ -44,6 +41,19 @@ def prepare(
         return relayout(leaf, _layout(leaf, deciding[path], backend, packed))
 
     return map_leaves(one, qvariables)
+
+
+def _deciding(plan: Plan) -> dict[str, SitePlan]:
+    """The site whose op says how a parameter is stored, by the parameter's path."""
+    quantized = [site for site in plan.sites if site.weights is not None]
+    # A lookup reads rows, which any layout gives; where there is a product too, that decides.
+    by_weight = sorted(quantized, key=lambda site: (site.op == "dot", site.op != "take"))
+    return {site.path: site for site in by_weight}
+
+
+def layout_of(q: QArray, path: str, plan: Plan, backend: str) -> Layout:
+    """The layout in which `backend` reads the parameter at `path`."""
+    return _layout(q, _deciding(plan)[path], backend, False)
 
 
 def _layout(q: QArray, site: SitePlan, backend: str, packed: bool) -> Layout:

@@ -66,12 +66,10 @@ def plan_product(recipe: Recipe, found: Product) -> SitePlan:
     )
 
 
-def infer_product(
-    plan: Plan, site: str, operands: Sequence[Any], eqn: Any, backend: str | None
-) -> Any:
-    """The product as its plan says.
+def planned_product(plan: Plan, site: str) -> SitePlan:
+    """What the plan does with a product.
 
-    **Raises:** `PlanError` if the plan does not know it, or the scheme's tiles do not fit.
+    **Raises:** `PlanError` if it does not know it.
     """
     planned = plan.by_site.get(site)
     if planned is None:
@@ -80,7 +78,17 @@ def infer_product(
             f"This call computes {site}, which is not in the plan (it has {known}). Make the plan "
             "with the call you want to run."
         )
-    scheme = planned.activations
+    return planned
+
+
+def infer_product(
+    plan: Plan, site: str, operands: Sequence[Any], eqn: Any, backend: str | None
+) -> Any:
+    """The product as its plan says.
+
+    **Raises:** `PlanError` if the plan does not know it, or the scheme's tiles do not fit.
+    """
+    scheme = planned_product(plan, site).activations
     if scheme is None:
         return bind_plain(eqn, operands)
     contracted, batch = eqn.params["dimension_numbers"]

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from ..numerics import AbsMean, RootMeanSquare
 from ..ops import Outliers
 from ..qarray import Scheme
+from ..training import LoRA, Training
 
 
 @runtime_checkable
@@ -57,7 +58,9 @@ class Rule:
     `algorithm` chooses the codes; `None` is rounding to nearest. `scaling` chooses by what the
     inputs are divided and the weights multiplied first. With `static` the scales of activations
     come from calibration, by the range rule of their scheme, not from the activations themselves.
-    `outliers` are columns of activations that are multiplied in floats.
+    `outliers` are columns of activations that are multiplied in floats. `training` says how
+    gradients go past the roundings, and what is learned beside the weights (`jaxquant.simulate`).
+    `adapter` puts trainable matrices beside frozen weights (`jaxquant.add_adapters`).
     """
 
     match: str
@@ -68,6 +71,8 @@ class Rule:
     scaling: Scaling | None = None
     static: bool = False
     outliers: Outliers | None = None
+    training: Training | None = None
+    adapter: LoRA | None = None
     optional: bool = False
     elsewhere: str = "error"
 
@@ -106,6 +111,30 @@ class Rule:
             self._check_static()
         if self.outliers is not None:
             self._check_outliers()
+        if self.training is not None:
+            self._check_training()
+        if self.adapter is not None and (self.weights is None or self.training is not None):
+            raise ValueError(
+                f"The rule {self.match!r} has an adapter, which stands beside weights that are "
+                "quantized and do not change. Give it weights, and no training."
+            )
+
+    def _check_training(self) -> None:
+        assert self.training is not None
+        if self.weights is None:
+            raise ValueError(
+                f"The rule {self.match!r} trains, but quantizes no weights. Give it weights, or "
+                "leave out training."
+            )
+        for name in ("algorithm", "scaling", "outliers"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"The rule {self.match!r} trains and has {name}={getattr(self, name)}, which "
+                    "is about weights that no longer change. Leave out one of the two."
+                )
+        reason = self.training.check(self.weights, self.activations, self.static)
+        if reason is not None:
+            raise ValueError(f"The rule {self.match!r} cannot be trained: {reason}.")
 
     def _check_static(self) -> None:
         if self.activations is None:

@@ -66,7 +66,8 @@ def _specs(x: Any, spec: PartitionSpec, mesh: Any) -> Any:
         return dataclasses.replace(x, parts=tuple(_specs(part, spec, mesh) for part in x.parts))
     if not is_weight(x):
         return spec
-    specs = x.view(leaf_specs(x.value, spec, mesh) if x.quantized else spec, x.axes)
+    trained = None if x.trained is None else spec
+    specs = x.view(leaf_specs(x.value, spec, mesh) if x.quantized else spec, x.axes, trained)
     if not x.state:
         return specs
     by_group = dict(zip(x.axes, (*spec, *(None,) * x.ndim), strict=False))

@@ -113,12 +113,17 @@ def _held(site: SiteAccount) -> str:
         return f"left: {site.reason}"
     if site.weights is None:
         return f"both sides {site.activations}"
-    methods = [each.name for each in (site.scaling, site.algorithm) if each is not None]
+    trained = site.training
+    by = [site.scaling, site.algorithm, trained.weights if trained else None]
+    methods = [each.name for each in by if each is not None]
     held = f"{site.weights} ({', '.join(methods)})" if methods else str(site.weights)
     if site.activations is None:
         return held
     below = "" if site.outliers is None else f" below {site.outliers.threshold:g}"
-    return f"{held} / {site.activations}{' static' if site.static else ''}{below}"
+    static = " static" if site.static else ""
+    if trained and trained.activations.learned:
+        static = f" ({trained.activations.name})"
+    return f"{held} / {site.activations}{static}{below}"
 
 
 def _decibels(site: SiteAccount) -> str:

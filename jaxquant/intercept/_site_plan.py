@@ -6,6 +6,7 @@ from typing import Any
 
 from ..ops import Outliers, OutlierWeights
 from ..qarray import Scheme
+from ..training import LoRA, Training
 from ._rules import Algorithm, Rule, Scaling
 
 
@@ -37,6 +38,8 @@ class SitePlan:
     scaling: Scaling | None = None
     static: bool = False
     outliers: Outliers | None = None
+    training: Training | None = None
+    adapter: LoRA | None = None
 
     @property
     def needs_calibration(self) -> bool:
@@ -54,7 +57,7 @@ class SitePlan:
         return repr(always) + (repr(beside) if beside else "")
 
 
-ADDED = ("algorithm", "scaling", "static", "outliers")
+ADDED = ("algorithm", "scaling", "static", "outliers", "training", "adapter")
 """Fields of a site that only some have."""
 
 
@@ -63,7 +66,7 @@ def added(rule: Rule, op: str) -> dict[str, Any]:
     if op != "take":
         return {name: getattr(rule, name) for name in ADDED}
     free = rule.algorithm is not None and not rule.algorithm.observers
-    return {"algorithm": rule.algorithm} if free else {}
+    return {"algorithm": rule.algorithm if free else None, "training": rule.training}
 
 
 def unfit(site: SitePlan) -> list[str]:
@@ -73,15 +76,20 @@ def unfit(site: SitePlan) -> list[str]:
         problems.append(
             f"{site.site} is no dot, and only dots keep outliers apart; give it a rule of its own"
         )
+    if site.adapter is not None and site.op != "dot":
+        problems.append(
+            f"{site.site} is no dot, and only dots have adapters; give it a rule of its own"
+        )
     if site.op == "ragged_dot" and site.static:
         problems.append(
             f"{site.site} deals its inputs out to experts, and static scales of each expert's are "
             "not computed with; give it a rule that is not static"
         )
-    if site.op == "conv" and site.needs_calibration:
+    informed = site.algorithm is not None and len(site.algorithm.observers) > 0
+    if site.op == "conv" and (informed or site.scaling is not None):
         problems.append(
-            f"{site.site} is a convolution, of whose inputs no statistics are taken; give it a "
-            "rule that needs no data"
+            f"{site.site} is a convolution, for which data decide static ranges and nothing else; "
+            "give it an algorithm that needs no data, and no scaling"
         )
     return problems
 

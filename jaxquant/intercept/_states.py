@@ -13,6 +13,8 @@ stored order.
 | `zero_point` | `[*stack, tiles]` | their zero points, where the scheme has them |
 | `outlier_columns` | `[*stack, m]` | columns whose original weights are known; `k` for none |
 | `outlier_weights` | `[*stack, m, n]` | these, `n` the outputs flattened in stored order |
+| `offset`, `alpha`, `low`, `high` | `[*stack, tiles]` | what estimators learn or keep in training |
+| `lora_a`, `lora_b` | `[*stack, k, rank]`, `[*stack, rank, n]` | an adapter beside the weight |
 """
 
 import math
@@ -34,6 +36,8 @@ States = Mapping[str, Mapping[str, Any]]
 
 REORDERS = ("smoothing", "permutation")
 """With these, codes do not stand for the weight as the model has it."""
+RANGES = frozenset({"scale", "alpha", "low"})
+"""One of these says how inputs are rounded; but for `scale`, in training alone."""
 
 
 def path_of(site: str) -> str:
@@ -41,8 +45,12 @@ def path_of(site: str) -> str:
     return site.rpartition("#")[0]
 
 
-def by_path(states: States, plan: Plan) -> dict[str, tuple[dict[str, dict[str, Any]], Any]]:
+def by_path(
+    states: States, plan: Plan, *, training: bool = False
+) -> dict[str, tuple[dict[str, dict[str, Any]], Any]]:
     """For each parameter with state: that of its sites, and its stack axes as groups.
+
+    In `training` it is what estimators learn, where they do.
 
     **Raises:** `PlanError` for state of a site that the plan does not quantize, or that lacks what
     the plan says is there.
@@ -56,7 +64,10 @@ def by_path(states: States, plan: Plan) -> dict[str, tuple[dict[str, dict[str, A
     result: dict[str, Any] = {}
     for site in plan.sites:
         own = dict(states.get(site.site, {}))
-        lacking = [name for name in _needed(site) if name not in own]
+        learned: tuple[str, ...] = ()
+        if training and site.static and site.training is not None:
+            learned = site.training.activations.learned
+        lacking = [name for name in learned or _needed(site) if name not in own]
         if lacking:
             raise PlanError(
                 f"The plan says that {site.site} has {_why(site)}, but the variables hold no "

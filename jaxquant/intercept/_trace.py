@@ -1,5 +1,6 @@
 """From a function of variables to its evaluation with QArrays in place of parameters."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ def run(
     evaluator: Evaluator,
     tracked: Callable[[str, Any], bool],
     states: Mapping[str, tuple[Any, Any]] = {},
+    trained: Mapping[str, tuple[Any, QArray]] = {},
 ) -> Any:
     """`function(variables, *args, **kwargs)`, evaluated by `evaluator`.
 
@@ -46,7 +48,8 @@ def run(
 
     `paths` names the leaves of `variables` (a QArray is one leaf) that are parameters, `None` for
     the others. Leaves for which `tracked(path, leaf)` holds enter as weights, with their `states`
-    (what `Weight` calls `state` and `state_axes`) by path.
+    (what `Weight` calls `state` and `state_axes`) by path. In training, `trained` has for each of
+    them the array that gradients are to reach, and the codes that were made of it.
     """
     leaves, tree = jax.tree.flatten(variables, is_leaf=is_qarray)
     arguments, argument_tree = jax.tree.flatten((args, kwargs))
@@ -68,10 +71,14 @@ def run(
     logical = [shape_of(x) if isinstance(x, QArray) else x for x in leaves]
     moved = [arguments[i] for i in moving]
     closed = jax.make_jaxpr(traced)(logical, moved)
+
+    def entering(path: str, x: Any) -> Weight:
+        anchor, held = trained.get(path, (None, x))
+        weight = whole(held, path).with_state(*states.get(path, ({}, ())))
+        return dataclasses.replace(weight, trained=anchor)
+
     values = [
-        whole(x, path).with_state(*states.get(path, ({}, ())))
-        if path is not None and tracked(path, x)
-        else x
+        entering(path, x) if path is not None and tracked(path, x) else x
         for path, x in zip(paths, leaves, strict=True)
     ]
     moving_inputs = [
@@ -108,7 +115,7 @@ def _as_it_was(weight: Weight, leaf: Any) -> Any:
     if weight.shape != tuple(leaf.shape) or weight.via is not None:
         return None
     if not isinstance(leaf, QArray):
-        return weight.value
+        return weight.value if weight.trained is None else weight.trained
     q = relayout(weight.value, leaf.layout)
     return q if q.scale.shape == leaf.scale.shape else None
 

@@ -97,15 +97,21 @@ def parameters(variables: Any) -> dict[str, Any]:
 
 
 def stamped(
-    variables: Any, fingerprint: str, states: Mapping[str, Mapping[str, Any]] | None = None
+    variables: Any,
+    fingerprint: str,
+    states: Mapping[str, Mapping[str, Any]] | None = None,
+    learned: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Any:
     """The tree with the stamp of a plan, and with names of axes that codes and scales share.
 
-    `states` are arrays that belong to sites, by site id and name (see `_states`).
+    `states` are arrays that belong to sites, by site id and name (see `_states`); `learned` those
+    that are trained beside weights, by path and name.
     """
     own: dict[str, Any] = {"plan": PlanStamp(fingerprint)}
     if states:
         own["sites"] = {site: dict(arrays) for site, arrays in states.items()}
+    if learned:
+        own["weights"] = {path: dict(arrays) for path, arrays in learned.items()}
     variables = named_by_leaf(variables)
     if isinstance(variables, nnx.State):
         held = jax.tree.map(QuantizationState, own, is_leaf=lambda x: not isinstance(x, dict))
@@ -128,12 +134,21 @@ def unstamped(variables: Any) -> tuple[Any, str | None]:
 
 def states_of(variables: Any) -> dict[str, dict[str, Any]]:
     """What `stamped` was given as `states`."""
+    return _own(variables, "sites")
+
+
+def learned_of(variables: Any) -> dict[str, dict[str, Any]]:
+    """What `stamped` was given as `learned`."""
+    return _own(variables, "weights")
+
+
+def _own(variables: Any, what: str) -> dict[str, dict[str, Any]]:
     if COLLECTION not in variables:
         return {}
     held = variables.raw_mapping if isinstance(variables, nnx.State) else variables
-    sites = held[COLLECTION].get("sites", {})
+    found = held[COLLECTION].get(what, {})
 
     def value(x: Any) -> Any:
         return x.get_value() if isinstance(x, nnx.Variable) else x
 
-    return {site: {n: value(x) for n, x in arrays.items()} for site, arrays in sites.items()}
+    return {name: {n: value(x) for n, x in arrays.items()} for name, arrays in found.items()}

@@ -19,30 +19,27 @@ from ._states import cut_state
 from ._weight import Joined, Weight
 
 
-def _apply(weight: Weight, eqn: Any, on_qarray: Callable[[QArray], QArray], *rest: Any) -> Any:
-    if isinstance(weight.value, QArray):
-        return on_qarray(weight.value)
-    return eqn.primitive.bind(weight.value, *rest, **eqn.params)
+def _bound(eqn: Any, *rest: Any) -> Callable[[Any], Any]:
+    """The equation on an array."""
+    return lambda x: eqn.primitive.bind(x, *rest, **eqn.params)
 
 
 def _transpose(eqn: Any, weight: Weight) -> Weight:
-    permutation = tuple(eqn.params["permutation"])
-    return _permuted(weight, permutation, lambda x: eqn.primitive.bind(x, **eqn.params))
+    return _permuted(weight, tuple(eqn.params["permutation"]), _bound(eqn))
 
 
 def _permuted(
     weight: Weight, permutation: tuple[int, ...], on_array: Callable[[Any], Any]
 ) -> Weight:
-    x = weight.value
-    value = qarray.transpose(x, permutation) if isinstance(x, QArray) else on_array(x)
-    return weight.view(value, tuple(weight.axes[a] for a in permutation))
+    axes = tuple(weight.axes[a] for a in permutation)
+    return weight.seen(axes, lambda q: qarray.transpose(q, permutation), on_array)
 
 
 def _convert(eqn: Any, weight: Weight) -> Weight | None:
     dtype = eqn.params["new_dtype"]
     if not jnp.issubdtype(dtype, jnp.floating):
         return None
-    return weight.view(_apply(weight, eqn, lambda q: qarray.astype(q, dtype)), weight.axes)
+    return weight.seen(weight.axes, lambda q: qarray.astype(q, dtype), _bound(eqn))
 
 
 def _reshape(eqn: Any, weight: Weight) -> Weight | None:
@@ -55,10 +52,12 @@ def _reshape(eqn: Any, weight: Weight) -> Weight | None:
     for old, new in matching_axes(weight.shape, shape):
         merged = tuple(stored for a in old for stored in weight.axes[a])
         axes += _share_out(merged, tuple(weight.shape[a] for a in old), old, weight, shape, new)
-    if weight.quantized:
-        return weight.view(qarray.reshape(weight.value, shape), tuple(axes))
-    value = eqn.primitive.bind(weight.value, **{**eqn.params, "dimensions": None})
-    return weight.view(value, tuple(axes))
+    own = {**eqn.params, "dimensions": None}
+    return weight.seen(
+        tuple(axes),
+        lambda q: qarray.reshape(q, shape),
+        lambda x: eqn.primitive.bind(x, **own),
+    )
 
 
 def _share_out(
@@ -96,9 +95,8 @@ def _broadcast(eqn: Any, weight: Weight) -> Weight | None:
     added = tuple(a for a in range(len(shape)) if a not in where)
     if any(shape[a] != 1 for a in added) or tuple(shape[a] for a in where) != weight.shape:
         return None
-    value = _apply(weight, eqn, lambda q: expand_dims(q, added))
     axes = tuple(() if a in added else weight.axes[where.index(a)] for a in range(len(shape)))
-    return weight.view(value, axes)
+    return weight.seen(axes, lambda q: expand_dims(q, added), _bound(eqn))
 
 
 def _slice(eqn: Any, weight: Weight) -> Weight | None:
@@ -110,28 +108,29 @@ def _slice(eqn: Any, weight: Weight) -> Weight | None:
 
 def sliced(weight: Weight, starts: Sequence[int], limits: Sequence[int]) -> Weight:
     """Elements `starts` to `limits` of each axis."""
-    value = weight.value
-    if not isinstance(value, QArray):
-        return weight.view(lax.slice(value, starts, limits), weight.axes)
+
+    def cut(q: QArray) -> QArray:
+        for axis, (start, limit) in enumerate(zip(starts, limits, strict=True)):
+            q = qarray.slice_axis(q, axis, start, limit)
+        return q
+
     for axis, (start, limit) in enumerate(zip(starts, limits, strict=True)):
-        value = qarray.slice_axis(value, axis, start, limit)
         weight = cut_state(weight, axis, start, limit - start)
-    return weight.view(value, weight.axes)
+    return weight.seen(weight.axes, cut, lambda x: lax.slice(x, starts, limits))
 
 
 def squeezed(weight: Weight, drop: tuple[int, ...]) -> Weight:
     """Without axes of length 1."""
-    value = weight.value
-    value = squeeze(value, drop) if isinstance(value, QArray) else lax.squeeze(value, drop)
-    return weight.view(value, tuple(s for a, s in enumerate(weight.axes) if a not in drop))
+    axes = tuple(s for a, s in enumerate(weight.axes) if a not in drop)
+    return weight.seen(axes, lambda q: squeeze(q, drop), lambda x: lax.squeeze(x, drop))
 
 
 def expanded(weight: Weight, axis: int) -> Weight:
     """With one more axis of length 1."""
-    value = weight.value
-    quantized = isinstance(value, QArray)
-    value = expand_dims(value, (axis,)) if quantized else lax.expand_dims(value, (axis,))
-    return weight.view(value, (*weight.axes[:axis], (), *weight.axes[axis:]))
+    axes = (*weight.axes[:axis], (), *weight.axes[axis:])
+    return weight.seen(
+        axes, lambda q: expand_dims(q, (axis,)), lambda x: lax.expand_dims(x, (axis,))
+    )
 
 
 def _dynamic_slice(eqn: Any, weight: Weight, *starts: Any) -> Weight:
@@ -142,15 +141,14 @@ def _dynamic_slice(eqn: Any, weight: Weight, *starts: Any) -> Weight:
             q = qarray.dynamic_index(q, axis, start, size)
         return q
 
-    value = _apply(weight, eqn, cut, *starts)
     for axis, (start, size) in enumerate(zip(starts, sizes, strict=True)):
         weight = cut_state(weight, axis, start, size)
-    return weight.view(value, weight.axes)
+    return weight.seen(weight.axes, cut, _bound(eqn, *starts))
 
 
 def _frozen(eqn: Any, weight: Weight) -> Weight:
-    """`stop_gradient`: codes have no gradient anyway."""
-    return weight
+    """`stop_gradient`: codes have no gradient anyway, but what is trained has."""
+    return weight.seen(weight.axes, lambda q: q, _bound(eqn))
 
 
 def _same(eqn: Any, weight: Weight) -> Weight:
@@ -159,13 +157,12 @@ def _same(eqn: Any, weight: Weight) -> Weight:
     def bind(part: Any) -> Any:
         return eqn.primitive.bind(part, **eqn.params)
 
-    return weight.view(jax.tree.map(bind, weight.value), weight.axes)
+    return weight.seen(weight.axes, lambda q: jax.tree.map(bind, q), bind)
 
 
 def _constrain(eqn: Any, weight: Weight) -> Weight:
     sharding = eqn.params["sharding"]
-    value = _apply(weight, eqn, lambda q: qarray.constrain(q, sharding))
-    return weight.view(value, weight.axes)
+    return weight.seen(weight.axes, lambda q: qarray.constrain(q, sharding), _bound(eqn))
 
 
 def _reshard(eqn: Any, weight: Weight) -> Weight:
@@ -174,7 +171,7 @@ def _reshard(eqn: Any, weight: Weight) -> Weight:
     def move(q: QArray) -> QArray:
         return jax.tree.map(jax.sharding.reshard, q, qarray.shardings_like(q, sharding))
 
-    return weight.view(_apply(weight, eqn, move), weight.axes)
+    return weight.seen(weight.axes, move, _bound(eqn))
 
 
 def cuts(eqn: Any, shape: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
@@ -213,7 +210,8 @@ def device_put(eqn: Any, operands: list[Any]) -> list[Any]:
         if isinstance(x, Joined):
             return dataclasses.replace(x, parts=tuple(move(part, to) for part in x.parts))
         if isinstance(x, Weight) and x.quantized and isinstance(to, jax.sharding.NamedSharding):
-            return x.view(jax.device_put(x.value, qarray.shardings_like(x.value, to)), x.axes)
+            codes = jax.device_put(x.value, qarray.shardings_like(x.value, to))
+            return x.view(codes, x.axes, jax.device_put(x.trained, to))
         return x if to is None else jax.device_put(x, to)
 
     return list(map(move, operands, eqn.params["devices"]))

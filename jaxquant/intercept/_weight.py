@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,6 +30,9 @@ class Weight:
     the stored stack axes in `state_axes`: one each, or several where they were merged.
 
     `layer` is where its value lies in a stack, while it is just what a loop took out of it.
+
+    `trained` is the array that `value` was quantized from, seen in the same way: what gradients of
+    this weight are gradients of. Only in training there is one.
     """
 
     value: Any
@@ -43,6 +47,7 @@ class Weight:
         default=(), metadata={"static": True}
     )
     layer: Layer | None = None
+    trained: Any = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,12 +70,23 @@ class Weight:
         stored = self.axes[axis] if self.shards else ()
         return tuple(name for s in stored for name in self.shards[s])
 
-    def view(self, value: Any, axes: tuple[tuple[int, ...], ...]) -> "Weight":
-        """The same parameter, seen differently."""
+    def view(self, value: Any, axes: tuple[tuple[int, ...], ...], trained: Any = None) -> "Weight":
+        """The same parameter, seen differently; without `trained` that stays as it is."""
         # A cast of a QArray changes what it stands for, and none of its arrays.
         same = axes == self.axes and _same_arrays(value, self.value)
         layer = self.layer if same else None
-        return dataclasses.replace(self, value=value, axes=axes, layer=layer)
+        trained = self.trained if trained is None else trained
+        return dataclasses.replace(self, value=value, axes=axes, layer=layer, trained=trained)
+
+    def seen(
+        self,
+        axes: tuple[tuple[int, ...], ...],
+        of_qarray: Callable[[QArray], QArray],
+        of_array: Callable[[Any], Any],
+    ) -> "Weight":
+        """The same parameter, seen differently: its codes, and the array, each in its way."""
+        value = of_qarray(self.value) if self.quantized else of_array(self.value)
+        return self.view(value, axes, None if self.trained is None else of_array(self.trained))
 
     def with_state(self, state: Any, axes: tuple[tuple[int, ...], ...] | None = None) -> "Weight":
         """The same weight with other state, whose leading axes are `axes`, or the same ones."""

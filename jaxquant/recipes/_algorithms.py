@@ -17,6 +17,7 @@ import msgspec
 from ..algorithms import AWQ, ClipSearch, GPTQ, HQQ, RangeSearch, SmoothQuant
 from ..numerics import Range
 from ..ops import Outliers
+from ..training import LSQ, LSQPlus, PACT, StraightThrough
 from ._names import known, nearest
 from ._ranges import range_from_text, range_to_data, RangeText
 
@@ -29,6 +30,10 @@ ALGORITHMS: dict[str, type[Any]] = {
 """What `algorithm` may name."""
 SCALINGS: dict[str, type[Any]] = {"awq": AWQ, "smoothquant": SmoothQuant}
 """What `scaling` may name."""
+ESTIMATORS: dict[str, type[Any]] = {
+    each.name: each for each in (StraightThrough, LSQ, LSQPlus, PACT)
+}
+"""What `training` may name for an operand."""
 
 _RANGES = typing.get_args(Range)
 

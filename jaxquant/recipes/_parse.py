@@ -16,8 +16,11 @@ import msgspec
 from ..intercept import Recipe, Rule
 from ..numerics import Format, FORMATS
 from ..qarray import Scheme, schemes, Tile
+from ..training import LoRA, Training
 from ._algorithms import (
     ALGORITHMS,
+    ESTIMATORS,
+    fields_from_text,
     fields_to_data,
     outliers_from_text,
     SCALINGS,
@@ -52,6 +55,8 @@ class _RuleText(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     scaling: dict[str, Any] | str | None = None
     static: bool = False
     outliers: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
+    adapter: dict[str, Any] | None = None
     leave: bool = False
     optional: bool = False
     elsewhere: str = "error"
@@ -146,7 +151,36 @@ def added_to_data(row: Any) -> dict[str, Any]:
         data["static"] = True
     if row.outliers is not None:
         data["outliers"] = fields_to_data(row.outliers)
+    if row.training is not None:
+        data["training"] = _training_to_data(row.training)
+    if row.adapter is not None:
+        data["adapter"] = fields_to_data(row.adapter)
     return data
+
+
+def _training_to_data(training: Training) -> dict[str, Any]:
+    usual, data = Training(), {}
+    for operand in ("weights", "activations"):
+        estimator = getattr(training, operand)
+        if estimator != getattr(usual, operand):
+            data[operand] = value_to_data(estimator, ESTIMATORS)
+    if training.gradients is not None:
+        data["gradients"] = _named_or_whole(training.gradients)
+    return data
+
+
+def _training_from_data(data: dict[str, Any], where: str) -> Training:
+    made: dict[str, Any] = {}
+    for key, text in data.items():
+        place = f"{where}, {key}"
+        if key == "gradients":
+            held = text if isinstance(text, str) else _typed(text, _SchemeText, place)
+            made[key] = _scheme(held, place)
+        else:
+            made[known(key, ("weights", "activations", "gradients"), where)] = value_from_text(
+                text, ESTIMATORS, place
+            )
+    return _made(Training, where, **made)
 
 
 def added_from_data(data: dict[str, Any], where: str) -> dict[str, Any]:
@@ -160,6 +194,10 @@ def added_from_data(data: dict[str, Any], where: str) -> dict[str, Any]:
             made[key] = value_from_text(data[key], kinds, f"{where}, {key}")
     if data.get("outliers") is not None:
         made["outliers"] = outliers_from_text(data["outliers"], f"{where}, outliers")
+    if data.get("training") is not None:
+        made["training"] = _training_from_data(data["training"], f"{where}, training")
+    if data.get("adapter") is not None:
+        made["adapter"] = fields_from_text(data["adapter"], LoRA, f"{where}, adapter")
     return made
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import moe
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen as nn, nnx
 from tiny_configs import LLAMA
 
 import jaxquant as jq
@@ -68,6 +68,26 @@ def planned(case, *rules):
 def run(case, *rules, **options):
     plan = planned(case, *rules)
     return plan, calibrate(*case, plan, **options)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_convolution_has_one_static_scale_whatever_its_groups(groups: int):
+    model = nn.Conv(8, (3, 3), padding="VALID", feature_group_count=groups)
+    x = jax.random.normal(jax.random.key(1), (5, 6, 6, 4))
+    variables = model.init(jax.random.key(0), x)
+    rule = jq.Rule(match="*", weights=W8, activations=A8, static=True)
+    plan = jq.plan(model, variables, x, recipe=jq.Recipe(name="static", rules=(rule,)))
+    qvariables = calibrate(model, variables, [(x[:2],), (x[2:],)], plan).qvariables
+    (scale,) = states_of(qvariables)["kernel#conv"]["scale"]
+    # Windows of 3 x 3 without padding reach every pixel.
+    np.testing.assert_allclose(scale, jnp.abs(x).max() / 127, rtol=2**-22)
+    got = jq.wrap(model, plan).apply(qvariables, x)
+    held = jq.dequantize(qvariables["params"]["kernel"])
+    rounded = jnp.clip(jnp.round(x / scale), -128, 127) * scale
+    want = model.apply({"params": {**variables["params"], "kernel": held}}, rounded)
+    # 36 products at most, two scales and a bias, in two orders.
+    bound = 2 * 39 * 2.0**-24 * 36 * jnp.abs(rounded).max() * jnp.abs(held).max()
+    assert jnp.abs(got - want).max() <= bound
 
 
 STATIC = {
@@ -156,7 +176,7 @@ def test_original_outliers_are_columns_of_the_weight():
     outliers = Outliers(threshold=2.5, weights=OutlierWeights.ORIGINAL)
     rule = jq.Rule(match="*", weights=W8, activations=A8_TOKEN, outliers=outliers)
     plan, made = run(llama(), rule, settings=FLOAT)
-    seen = jq.observe(model, variables, batches, observers=(jq.Peak(),))
+    seen = jq.observe(model, variables, batches, observers=(jq.observers.Peak(),))
     known, found = parameters(variables), 0
     states = states_of(made.qvariables)
     assert set(states) == {s.site for s in plan.sites if s.outliers is not None}

@@ -12,6 +12,7 @@ TESTS = ROOT / "tests"
 
 # Folders of `tests/` that mirror no room.
 BESIDE = {
+    "experiments": "packages that experiments share, in the mirror of experiments/",
     "golden": "files and bytes of other libraries",
     "house": "what must hold for the whole repository",
     "laws": "what must hold for tables of formats, schemes, operations and transformations",

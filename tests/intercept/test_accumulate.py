@@ -11,10 +11,15 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxquant as jq
 from jaxquant.intercept import Histogram
-from jaxquant.intercept._accumulate import emptied, merged, over_units
+from jaxquant.intercept._accumulate import emptied, merged, over_units, ungrouped
 from jaxquant.intercept._shared import share, unshare
 
-OBSERVERS = (jq.Gram(), jq.Moments(), jq.Peak(), Histogram(per_octave=4, octaves=8))
+OBSERVERS = (
+    jq.observers.Gram(),
+    jq.observers.Moments(),
+    jq.observers.Peak(),
+    Histogram(per_octave=4, octaves=8),
+)
 AUTO = (AxisType.Auto,)
 MESH = jax.make_mesh((4,), ("data",), axis_types=AUTO)
 D, ROWS, WINDOWS = 24, 40, 24
@@ -32,7 +37,7 @@ def _run(w, x):
     rows = x.reshape(-1, D)
     out, _ = lax.scan(lambda c, w: (c + jnp.tanh(x @ w), None), jnp.zeros(x.shape), w[None])
     own = {o.name: o.measure(rows) for o in OBSERVERS}
-    return out, {"q": own, "k": own, "o": {"gram": jq.Gram().measure(out.reshape(-1, D))}}
+    return out, {"q": own, "k": own, "o": {"gram": jq.observers.Gram().measure(out.reshape(-1, D))}}
 
 
 def _total(batches, mesh=None, **kwargs):
@@ -160,3 +165,14 @@ def test_data_parallel_batches_add_up_under_plain_jit():
         _equal(got[name], want[name])
     bound = len(x) * 2.0**-24 * jnp.abs(x).T @ jnp.abs(x)
     assert (jnp.abs(got["gram"] - want["gram"]) <= bound).all()
+
+
+@pytest.mark.parametrize("stack", [(), (2,)])
+def test_the_groups_of_a_convolution_are_seen_as_one(stack):
+    """Statistics of three groups are those of all rows together; a stack is kept."""
+    observers = (jq.Count(), jq.Extremes(), jq.Peak(), OBSERVERS[-1])  # They merge exactly.
+    x = X[:6].reshape(*stack, 3, -1, D)
+    groups = {o.name: o.measure(x) for o in observers}
+    together = {o.name: o.measure(x.reshape(*stack, -1, D)) for o in observers}
+    for found, lead in ((groups, len(stack) + 1), (together, len(stack))):
+        _equal(ungrouped(observers, found, stack=len(stack), lead=lead), together)

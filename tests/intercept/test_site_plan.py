@@ -61,12 +61,13 @@ def test_lookups_take_of_it_what_needs_no_inputs():
         assert site.algorithm == (Free() if added.get("algorithm") == Free() else None)
 
 
-@pytest.mark.parametrize("added", [{"algorithm": Informed()}, {"static": True}])
-def test_convolutions_cannot_be_calibrated(added):
+def test_data_decide_static_ranges_of_convolutions_and_nothing_else():
     model, x = nn.Conv(K, (3,)), inputs(2, 5, K)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
-    recipe = jq.Recipe(name="r", rules=(_rule(activations=TENSOR8, **added),))
-    with pytest.raises(jq.PlanError, match="kernel#conv is a convolution, of whose inputs no"):
+    recipe = jq.Recipe(name="r", rules=(_rule(activations=TENSOR8, static=True),))
+    assert jq.plan(model, variables, x, recipe=recipe).needs_calibration == ("kernel#conv",)
+    recipe = jq.Recipe(name="r", rules=(_rule(activations=TENSOR8, algorithm=Informed()),))
+    with pytest.raises(jq.PlanError, match="kernel#conv is a convolution, for which data decide"):
         jq.plan(model, variables, x, recipe=recipe)
     recipe = jq.Recipe(name="r", rules=(_rule(activations=W8, outliers=Outliers()),))
     with pytest.raises(jq.PlanError, match="kernel#conv is no dot, and only dots keep"):
