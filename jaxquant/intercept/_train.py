@@ -34,17 +34,24 @@ from ._variables import (
 
 
 def start_training(
-    model: Any, variables: Any, plan: Plan, batches: Iterable[Any] = (), **kwargs: Any
+    model: Any,
+    variables: Any,
+    plan: Plan,
+    batches: Iterable[Any] = (),
+    *,
+    calibrated: Any = None,
+    **kwargs: Any,
 ) -> Any:
     """The variables with what the plan's estimators learn beside them, ready for `simulate`.
 
     Scales of weights start from the weights, those of activations from what every site sees in
     `batches` (tuples of the call's arguments; the first batch, in the papers), computed by the
     float model. They are float32 arrays in the collection `jaxquant` (Linen) or Variables of the
-    type `QuantizationState` (NNX).
+    type `QuantizationState` (NNX). Static ranges that are not learned are those of `calibrated`,
+    which `jaxquant.calibrate` made by a plan with the same sites.
 
-    **Raises:** `ValueError` if ranges of activations are learned and there are no batches, or a
-    weight is not finite.
+    **Raises:** `ValueError` if ranges of activations are learned and there are no batches, or fixed
+    and not `calibrated`; or if a weight is not finite.
     """
     known = parameters(variables)
     learned = {
@@ -52,8 +59,18 @@ def start_training(
         for leaf in plan.leaves
         if training_of(plan, leaf.path).weights.learned
     }
-    watched = [s for s in plan.sites if s.training and s.training.activations.learned and s.static]
+    static = [site for site in plan.sites if site.static and site.op != "take"]
+    watched = [s for s in static if s.training and s.training.activations.learned]
+    given = {} if calibrated is None else states_of(calibrated)
     states: dict[str, dict[str, Any]] = {}
+    for site in static:
+        if site not in watched and site.site not in given:
+            raise ValueError(
+                f"{site.site} has static activations whose ranges are not learned. Give those that "
+                "jaxquant.calibrate finds (calibrated=made.qvariables), or an estimator that "
+                "learns them: Training(activations=LSQ())."
+            )
+        states |= {} if site in watched else {site.site: given[site.site]}
     if watched:
         observers = (Moments(), Extremes())
         statistics = observe(model, variables, batches, observers=observers, **kwargs)

@@ -362,3 +362,20 @@ def test_plans_for_weights_that_no_longer_change_are_refused():
     plan = jq.plan(model, variables, X, recipe=made)
     with pytest.raises(jq.PlanError, match="Dense_0/kernel#dot keeps outliers apart"):
         jq.simulate(model, plan)
+
+
+def test_ranges_that_are_not_learned_are_those_of_calibration():
+    model, training = MLP(), Training(weights=LSQ())
+    variables = model.init(jax.random.key(0), X)
+    fixed = recipe(weights=W4, activations=A8, static=True, training=training)
+    plan = jq.plan(model, variables, X, recipe=fixed)
+    with pytest.raises(ValueError, match="Dense_0/kernel#dot has static activations"):
+        jq.start_training(model, variables, plan)
+    calibrated = jq.calibrate(model, variables, [(X,)], plan).qvariables
+    tvariables = jq.start_training(model, variables, plan, calibrated=calibrated)
+    site = "Dense_1/kernel#dot"
+    ours, theirs = (v["jaxquant"]["sites"][site]["scale"] for v in (tvariables, calibrated))
+    np.testing.assert_array_equal(ours, theirs)
+    found = jax.jit(jq.simulate(model, plan).apply)(tvariables, X)
+    qvariables = jq.convert(tvariables, plan)
+    np.testing.assert_array_equal(found, jax.jit(jq.wrap(model, plan).apply)(qvariables, X))
