@@ -115,7 +115,7 @@ def by_path(variables: Any) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Inputs(jq.Peak):
+class Inputs(jq.observers.Peak):
     """An observer that keeps what a site multiplies its weight with, rather than a statistic."""
 
     name: str = "inputs"

@@ -34,6 +34,9 @@ _JUMP = re.compile(r"\bbra(?:\.uni)?\s+(\$\w+);")
 _MATRIX = re.compile(r"^\s*(?:@!?%\w+\s+)?((?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)[\w.:]*)")
 _LOAD = re.compile(r"\bld\.global((?:\.[\w:]+)*?)(?:\.v(\d))?\.[busf](\d+)\b")
 _COPY = re.compile(r"\bcp\.async\.c[ag]\.shared\S*\.global\S*\s*\[[^\]]*\],\s*\[[^\]]*\],\s*(\w+)")
+_PARAMETER = re.compile(r"\bld\.param\.[bsu]64\s+(%rd\d+),\s*\[\w+?_param_(\d+)\]")
+_ADDRESS = re.compile(r"\[\s*(%rd\d+)")
+_MADE = re.compile(r"^\s*(?:@!?%p\d+\s+)?(?!ld|atom)[\w.:]+\s+(%rd\d+),(.*);")
 _BULK = re.compile(r"\bcp\.async\.bulk\S*\.global\b")
 _USED = re.compile(r"Used (\d+) registers")
 _STATIC = re.compile(r"(\d+) bytes smem")
@@ -46,7 +49,9 @@ class CudaKernel:
 
     `matrix` counts the tensor-core instructions of the PTX by kind, `loads` the loads from global
     memory by the bytes that a thread gets (`ld.global`, `cp.async`); `matrix_in_loops` and
-    `loads_in_loops` are those that stand in a loop. `bulk_loads` are those of whole tiles (TMA).
+    `loads_in_loops` are those that stand in a loop. `loads_of` and `loads_of_in_loops` say it of
+    each argument, by its number: of loads whose address comes from one argument alone. `bulk_loads`
+    are those of whole tiles (TMA). `loops`: how many there are; none where all are unrolled.
     """
 
     name: str
@@ -64,7 +69,10 @@ class CudaKernel:
     matrix_in_loops: Mapping[str, int]
     loads: Mapping[int, int]
     loads_in_loops: Mapping[int, int]
+    loads_of: Mapping[int, Mapping[int, int]]
+    loads_of_in_loops: Mapping[int, Mapping[int, int]]
     bulk_loads: int
+    loops: int
     warnings: tuple[str, ...]
     """What ptxas says about speed, as that wgmma instructions wait for each other."""
 
@@ -130,10 +138,42 @@ def _count(found: Iterable) -> dict:
     return dict(sorted(total.items()))
 
 
+def _origins(lines: list[str]) -> dict[str, set[int]]:
+    """For each 64-bit register, the numbers of the arguments that it was computed from."""
+    origins: dict[str, set[int]] = {}
+    made = []
+    for line in lines:
+        if found := _PARAMETER.search(line):
+            origins.setdefault(found[1], set()).add(int(found[2]))
+        elif found := _MADE.match(line):
+            made.append((found[1], re.findall(r"%rd\d+", found[2])))
+    grown = True
+    while grown:  # A loop's registers are made from ones that stand below.
+        grown = False
+        for to, sources in made:
+            new = set().union(*(origins.get(each, set()) for each in sources))
+            if not new <= origins.setdefault(to, set()):
+                origins[to] |= new
+                grown = True
+    return origins
+
+
+def _by_argument(found: Iterable[tuple[str, int]], origins: dict[str, set[int]]) -> dict:
+    sizes: dict[int, list[int]] = {}
+    for line, size in found:
+        address = _ADDRESS.search(line)
+        arguments = origins.get(address[1], set()) if address else set()
+        if len(arguments) == 1:
+            (argument,) = arguments
+            sizes.setdefault(argument, []).append(size)
+    return {argument: _count(own) for argument, own in sorted(sizes.items())}
+
+
 def read_ptx(text: str) -> dict[str, Any]:
     """The fields of `CudaKernel` that PTX tells: matrix instructions and loads, also in loops."""
     lines = text.splitlines()
-    inside = {i for body in _loops(lines) for i in body}
+    loops, origins = _loops(lines), _origins(lines)
+    inside = {i for body in loops for i in body}
     matrix = [(i, found[1]) for i, line in enumerate(lines) if (found := _MATRIX.match(line))]
     loads = [
         *(
@@ -148,7 +188,12 @@ def read_ptx(text: str) -> dict[str, Any]:
         "matrix_in_loops": _count(kind for i, kind in matrix if i in inside),
         "loads": _count(size for _, size in loads),
         "loads_in_loops": _count(size for i, size in loads if i in inside),
+        "loads_of": _by_argument(((lines[i], size) for i, size in loads), origins),
+        "loads_of_in_loops": _by_argument(
+            ((lines[i], size) for i, size in loads if i in inside), origins
+        ),
         "bulk_loads": sum(len(_BULK.findall(line)) for line in lines),
+        "loops": len({body.start for body in loops}),
     }
 
 

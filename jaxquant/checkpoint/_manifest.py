@@ -215,7 +215,7 @@ def version_of(plan: Plan, has_states: bool) -> int:
 
     Version 2 knew no state of sites, no static activations and no outliers.
     """
-    added = has_states or any(s.static or s.outliers or s.training for s in plan.sites)
+    added = has_states or any(s.static or s.outliers or s.training or s.adapter for s in plan.sites)
     return VERSION if added else 2
 
 

@@ -24,7 +24,8 @@ def run_matrix(arguments: argparse.Namespace) -> None:
       `compile_seconds`;
     - where it was compiled: `needed_bytes`, `hbm_bytes`, `vmem_bytes`; with a schedule also `step`
       (bundles of one step), `steps`, `set_up`, `spills`, `compute_seconds`, `memory_seconds`,
-      `scheduled_seconds` (the longer of the two); of a GPU, `kernels` instead.
+      `scheduled_seconds` (the longer of the two); of a GPU `kernels` instead: of each what its PTX
+      and ptxas tell (`aot.CudaKernel`), and how many `blocks` a multiprocessor holds.
 
     **Raises:** `SystemExit` with 1 where a compiler fails on a call that its kernel did not refuse.
     """

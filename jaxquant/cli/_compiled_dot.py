@@ -6,13 +6,13 @@ import enum
 import multiprocessing
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ..aot import compile_for, Compiled, mesh_for, Program, Target
+from ..aot import compile_for, Compiled, CudaKernel, mesh_for, Program, Target
 from ..numerics import Format
 from ..ops import Refusal
 from ..ops._pallas import Traffic, traffic
@@ -61,18 +61,22 @@ class Figures:
 
     `hbm_bytes` are moved between the main memory and the chip; `on_chip_bytes` are those of arrays
     that XLA keeps on the chip; `accessed_bytes` is XLA's own count, which is both (of kernels, what
-    they say). `first_bytes` are waited for before the first step.
+    they say). `first_bytes` are waited for before the first step. `temporary_bytes` of the main
+    memory hold what the program makes on its way.
     """
 
     hbm_bytes: int
     on_chip_bytes: int
     accessed_bytes: float
     first_bytes: int
+    temporary_bytes: int
     vmem_bytes: int | None
     cycles: Cycles | None
     known: bool
     kernels: tuple[dict[str, Any], ...] = ()
-    """Of a CUDA program: registers, spills, blocks a multiprocessor of each kernel."""
+    """Of a CUDA program, each kernel: see `_cuda_kernel`."""
+    library_calls: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """How often a CUDA program calls libraries (cuBLAS), whose kernels are not known here."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +119,7 @@ _NUMBERS = (((1,), (0,)), ((), ()))
 def dot_by(case: Case, backend: str) -> Callable[..., Any]:
     """The dot of a case by a named backend, which rounds activations if it can."""
     return lambda x, w: dot_general(
-        x, w, _NUMBERS, out_dtype=case.dtype, activations=case.held.activations, backend=backend
+        x, w, _NUMBERS, out_dtype=case.dtype, activations=case.activations, backend=backend
     )
 
 
@@ -169,10 +173,12 @@ def _figures(found: Compiled, moved: Sequence[Traffic]) -> Figures:
         on_chip_bytes=found.hlo.bytes_on_chip,
         accessed_bytes=0.0 if found.cost is None else found.cost.bytes_accessed,
         first_bytes=sum(each.first for each in moved),
+        temporary_bytes=found.memory.temporaries,
         vmem_bytes=max(map(int, used)) if used and moved else None,
         cycles=cycles,
         known=known,
-        kernels=tuple(_cuda_kernels(found)),
+        kernels=tuple(_cuda_kernel(kernel, found.target) for kernel in found.kernels),
+        library_calls={name: n for name, n in found.hlo.custom_calls.items() if "$" in name},
     )
 
 
@@ -188,16 +194,34 @@ def _read_again(found: Compiled, moved: Sequence[Traffic]) -> int:
     return total
 
 
-def _cuda_kernels(found: Compiled) -> Iterator[dict[str, Any]]:
-    for kernel in found.kernels:
-        assert found.target.multiprocessor is not None
-        yield {
-            "name": kernel.name,
-            "registers": kernel.registers,
-            "shared_bytes": kernel.shared_bytes,
-            "spill_bytes": kernel.spill_bytes,
-            "blocks": kernel.blocks(found.target.multiprocessor),
-        }
+def _cuda_kernel(kernel: CudaKernel, target: Target) -> dict[str, Any]:
+    """What `CudaKernel` says, as JSON holds it: keys are texts."""
+    assert target.multiprocessor is not None
+
+    def sizes(loads: Mapping[int, int]) -> dict[str, int]:
+        return {str(size): count for size, count in loads.items()}
+
+    def by_argument(loads: Mapping[int, Mapping[int, int]]) -> dict[str, dict[str, int]]:
+        return {str(argument): sizes(own) for argument, own in loads.items()}
+
+    return {
+        "name": kernel.name,
+        "grid": list(kernel.grid),
+        "threads": kernel.threads,
+        "registers": kernel.registers,
+        "shared_bytes": kernel.shared_bytes,
+        "spill_bytes": kernel.spill_bytes,
+        "blocks": kernel.blocks(target.multiprocessor),
+        "loops": kernel.loops,
+        "matrix": dict(kernel.matrix),
+        "matrix_in_loops": dict(kernel.matrix_in_loops),
+        "loads": sizes(kernel.loads),
+        "loads_in_loops": sizes(kernel.loads_in_loops),
+        "loads_of": by_argument(kernel.loads_of),
+        "loads_of_in_loops": by_argument(kernel.loads_of_in_loops),
+        "bulk_loads": kernel.bulk_loads,
+        "warnings": list(kernel.warnings),
+    }
 
 
 def _cycles(programs: list[tuple[int, Program, bool]]) -> Cycles:
@@ -246,15 +270,16 @@ def part_seconds(figures: Figures, target: Target) -> tuple[float, float, float]
     return exact / target.clock_hz, bound / target.clock_hz, memory
 
 
-Job = Callable[[], Any]
+Job = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A function that can be named, and its arguments."""
 
 
 def run_jobs(
-    jobs: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]],
+    jobs: Sequence[Job],
     workers: int,
     progress: Callable[[int, int], None],
 ) -> list[Any]:
-    """What each job gives, in order: a function that can be named and its arguments.
+    """What each job gives, in order.
 
     With more than one worker, in processes of their own: libtpu compiles one program at a time.
     """

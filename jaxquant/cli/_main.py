@@ -102,7 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("model", metavar="MODEL", help=_MODEL)
     _add_json(inspect)
 
-    bench = command("bench", "Time float32 and recipes, or quantizing, side by side.", run_bench)
+    bench = command(
+        "bench",
+        "Time float32 and recipes, or quantizing, side by side; or what compilers say of kernels.",
+        run_bench,
+    )
     bench.add_argument("name", metavar="NAME", choices=BENCHES, help=", ".join(BENCHES))
     bench.add_argument("--model", metavar="MODEL", help=f"{_MODEL} (default: SmolLM2)")
     bench.add_argument(
@@ -125,8 +129,9 @@ def _parser() -> argparse.ArgumentParser:
         "--target",
         metavar="CHIP",
         action="append",
-        help="v4, v5e, v5p, v6e, 7x, h100 or all, of bench kernels (default v5e and v6e) and bench "
-        "compile-matrix (default all); may be given again",
+        help="v4, v5e, v5p, v6e, 7x, h100 or all, of bench kernels (default v5e and v6e; of a TPU "
+        "schedules, of h100 registers and instructions) and bench compile-matrix (default all); "
+        "may be given again",
     )
     bench.add_argument(
         "--jobs", type=_positive, default=2, help="processes that compile (default 2)"

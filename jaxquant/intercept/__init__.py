@@ -1,6 +1,8 @@
 """Finding the sites of a Flax model, and evaluating it with other arithmetic."""
 
+from . import observers as observers
 from ._account import Account as Account, SiteAccount as SiteAccount
+from ._adapters import add_adapters as add_adapters
 from ._fold import Fold as Fold, SiteRef as SiteRef, Source as Source, tie as tie
 from ._folds import find_folds as find_folds
 from ._front import observe as observe, plan as plan, wrap as wrap

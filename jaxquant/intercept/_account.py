@@ -8,7 +8,7 @@ import numpy as np
 
 from ..ops import Outliers
 from ..qarray import Scheme, WeightError
-from ..training import Training
+from ..training import LoRA, Training
 from ._plan import Plan, SitePlan
 from ._rules import Algorithm, Scaling
 from ._site_plan import ADDED
@@ -36,6 +36,7 @@ class SiteAccount:
     static: bool = False
     outliers: Outliers | None = None
     training: Training | None = None
+    adapter: LoRA | None = None
 
     @property
     def sqnr_db(self) -> float | None:

@@ -1,6 +1,6 @@
 """What is done at a site: list it (plan), compute on codes (infer), or watch it (observe)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +8,7 @@ from jax.extend import source_info_util
 
 from ..ops import preferred_backend
 from ..qarray import QArray
+from ._adapters import adapted
 from ._choices import Choices
 from ._compute import compute
 from ._conditioned import Met
@@ -17,7 +18,7 @@ from ._joined import plain, Sliced
 from ._placed import weight_sharding
 from ._plan import Plan, PlanError, SitePlan
 from ._products import bind_plain, infer_product, PRODUCT, Product
-from ._states import check_readable, state_at
+from ._states import check_readable, RANGES, state_at
 from ._weight import is_weight, Weight
 
 
@@ -138,7 +139,23 @@ class Infer:
         ]
         if not any(isinstance(x, QArray) for x in computable):
             return bind_plain(eqn, computable), {}
-        return compute(eqn, computable, plans, self.backend), {}
+        y = compute(eqn, computable, plans, self.backend)
+        return self.adapted(y, uses, operands, plans, eqn), {}
+
+    def adapted(
+        self,
+        y: Any,
+        uses: Sequence[Use],
+        operands: Sequence[Any],
+        plans: Mapping[int, Met],
+        eqn: Any,
+    ) -> Any:
+        """The result of a site with what adapters beside its weights add."""
+        for use in uses:
+            if use.op == "dot" and use.side in plans:
+                x = operands[1 - use.side]
+                y = adapted(y, x, use.weight, use.side, plans[use.side], eqn)
+        return y
 
     def _met(self, use: Use, plan: SitePlan) -> Met:
         """The plan of a site with its state there."""
@@ -150,7 +167,7 @@ class Infer:
             return Met(plan=plan)
         contracted, batch = (axes[use.side] for axes in use.eqn.params["dimension_numbers"])
         state = state_at(use.weight, use.site, tuple(batch))
-        if plan.static and "scale" not in state:
+        if plan.static and not RANGES & set(state):
             raise PlanError(
                 f"This call uses {use.site}, for which calibration fixed no scale of its inputs. "
                 "Make the plan, and calibrate, with the call you want to run."

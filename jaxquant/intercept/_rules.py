@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from ..numerics import AbsMean, RootMeanSquare
 from ..ops import Outliers
 from ..qarray import Scheme
-from ..training import Training
+from ..training import LoRA, Training
 
 
 @runtime_checkable
@@ -60,6 +60,7 @@ class Rule:
     come from calibration, by the range rule of their scheme, not from the activations themselves.
     `outliers` are columns of activations that are multiplied in floats. `training` says how
     gradients go past the roundings, and what is learned beside the weights (`jaxquant.simulate`).
+    `adapter` puts trainable matrices beside frozen weights (`jaxquant.add_adapters`).
     """
 
     match: str
@@ -71,6 +72,7 @@ class Rule:
     static: bool = False
     outliers: Outliers | None = None
     training: Training | None = None
+    adapter: LoRA | None = None
     optional: bool = False
     elsewhere: str = "error"
 
@@ -111,6 +113,11 @@ class Rule:
             self._check_outliers()
         if self.training is not None:
             self._check_training()
+        if self.adapter is not None and (self.weights is None or self.training is not None):
+            raise ValueError(
+                f"The rule {self.match!r} has an adapter, which stands beside weights that are "
+                "quantized and do not change. Give it weights, and no training."
+            )
 
     def _check_training(self) -> None:
         assert self.training is not None

@@ -6,19 +6,33 @@ gradient on to the activations in the same way. On the way back a site is the fl
 its operands stand for.
 """
 
+import functools
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+from jax import lax
+
 from ..ops import preferred_backend
-from ..qarray import QArray, relayout
-from ..training import rounded, Rounding, straight_through, Training
+from ..qarray import dequantize, QArray, relayout
+from ..training import (
+    MovingAverage,
+    rounded,
+    rounded_gradient,
+    Rounding,
+    straight_through,
+    Training,
+)
 from ._compute import compute
 from ._conditioned import along, Met
 from ._evaluate import Use
+from ._inputs import measure
 from ._joined import plain, Sliced
-from ._modes import Infer
-from ._plan import LeafPlan, Plan
+from ._modes import Infer, Observe
+from ._observers import Extremes
+from ._plan import LeafPlan, Plan, SitePlan
 from ._prepare import layout_of
 from ._roles import ragged_axes
 from ._weight import is_weight, Weight
@@ -31,16 +45,30 @@ class Simulate(Infer):
 
     trains = True
 
-    def __init__(self, plan: Plan, *, backend: str | None = None):
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        backend: str | None = None,
+        strength: Any = None,
+        watching: bool = False,
+    ):
         super().__init__(plan, backend=backend)
         self.reads_stacks = False
+        self.strength = strength
+        self.collects = watching
+        self._observe = Observe((Extremes(),))
 
     def compute(self, uses: Sequence[Use], operands: Sequence[Any], eqn: Any) -> tuple[Any, Any]:
         plans = self.met(uses)
+        seen = self._seen(uses, plans)
         sides = [self._side(side, x, plans, eqn) for side, x in enumerate(operands)]
         anchors, held = zip(*sides, strict=True)
         if not any(isinstance(x, QArray) for x in held):
-            return eqn.primitive.bind(*anchors, **eqn.params), {}
+            return eqn.primitive.bind(*anchors, **eqn.params), seen
+        if self.strength is not None:
+            values = map(functools.partial(part_way, self.strength), anchors, held)
+            return eqn.primitive.bind(*values, **eqn.params), seen
         # What state does with inputs was done; what is left of a plan is not traced.
         settings = {side: _settings(met) for side, met in plans.items()}
 
@@ -50,7 +78,30 @@ class Simulate(Infer):
         def linear(*values: Any) -> Any:
             return eqn.primitive.bind(*values, **eqn.params)
 
-        return straight_through(product, linear, anchors, held), {}
+        rounds = _gradient(eqn, uses, plans)
+        return straight_through(product, linear, anchors, held, rounds), seen
+
+    def _seen(self, uses: Sequence[Use], plans: Mapping[int, Met]) -> dict[str, Any]:
+        """Least and largest inputs of sites whose ranges are averages over steps."""
+        watched = [
+            use
+            for use in uses
+            if self.collects and use.side in plans and moves(plans[use.side].plan)
+        ]
+        operands = [[lax.stop_gradient(plain(x)) for x in use.operands] for use in watched]
+        return {
+            use.site: measure(use, own, (Extremes(),))
+            for use, own in zip(watched, operands, strict=True)
+        }
+
+    def merge(self, site: str, a: Any, b: Any) -> Any:
+        return self._observe.merge(site, a, b)
+
+    def empty(self, site: str, struct: Any) -> Any:
+        return self._observe.empty(site, struct)
+
+    def reduce(self, site: str, value: Any) -> Any:
+        return self._observe.reduce(site, value)
 
     def _side(self, side: int, x: Any, plans: Mapping[int, Met], eqn: Any) -> tuple[Any, Any]:
         """What gradients of an operand reach, and what the site computes on."""
@@ -68,6 +119,8 @@ class Simulate(Infer):
 
     def array(self, weight: Weight) -> Any:
         """The array that a weight's codes stand for, whose gradient reaches what is trained."""
+        if self.strength is not None:
+            return part_way(self.strength, weight.trained, weight.value)
         return straight_through(
             lambda held: plain(held[0]), lambda x: x, (weight.trained,), (weight.value,)
         )
@@ -78,6 +131,22 @@ class Simulate(Infer):
 
     def for_derivatives(self) -> "Simulate":
         return self
+
+
+def moves(site: SitePlan) -> bool:
+    """Whether ranges of a site's inputs are averages over steps."""
+    training = site.training if site.static and site.op != "take" else None
+    return training is not None and isinstance(training.activations, MovingAverage)
+
+
+def part_way(strength: Any, anchor: Any, held: Any) -> Any:
+    """`v + strength (v_hat - v)`, whose derivative is 1: a warm-up from float to quantized."""
+    if not isinstance(held, QArray):
+        return held
+    moved = dequantize(held, jnp.float32) - anchor.astype(jnp.float32)
+    return anchor + lax.stop_gradient(jnp.asarray(strength, jnp.float32) * moved).astype(
+        anchor.dtype
+    )
 
 
 def _settings(met: Met) -> Met:
@@ -96,6 +165,43 @@ def _inputs(eqn: Any, side: int) -> tuple[tuple[int, ...], tuple[int, ...]] | No
             axes = ragged_axes(eqn)
             return ((axes[0][1],), ()) if side == 0 and not isinstance(axes, str) else None
     return None
+
+
+def _gradient(eqn: Any, uses: Sequence[Use], plans: Mapping[int, Met]) -> Any:
+    """What is done to the gradient that arrives at a site: it is rounded, if a rule says so.
+
+    The axes that stand for outputs of the weight are those that it is summed over on its way to the
+    inputs.
+    """
+    for use in uses:
+        met = plans.get(use.side)
+        training = None if met is None else met.plan.training
+        if training is None or training.gradients is None or use.op == "take":
+            continue
+        outputs, stack = _outputs(eqn, use.side)
+        return functools.partial(
+            rounded_gradient,
+            scheme=training.gradients,
+            contracted=outputs,
+            stack=stack,
+            seed=zlib.crc32(use.site.encode()),
+        )
+    return None
+
+
+def _outputs(eqn: Any, side: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes of a site's result that are the weight's, operand `side`; and the batched ones."""
+    ndim = len(eqn.outvars[0].aval.shape)
+    match eqn.primitive.name:
+        case "dot_general":
+            summed, batch = eqn.params["dimension_numbers"]
+            count = len(batch[0])
+            free = [len(v.aval.shape) - len(summed[i]) - count for i, v in enumerate(eqn.invars)]
+            start = count if side == 0 else count + free[0]
+            return tuple(range(start, start + free[side])), tuple(range(count))
+        case "conv_general_dilated":
+            return (eqn.params["dimension_numbers"].out_spec[1],), ()
+    return (ndim - 1,), ()
 
 
 def activations(
@@ -137,7 +243,8 @@ def entered(
 def _entered(
     plan: Plan, leaf: LeafPlan, w: Any, learned: Mapping[str, Any], backend: str | None
 ) -> tuple[Any, QArray]:
-    anchor, q = rounded(rounding_of(plan, leaf), w, dict(learned))
+    pair: Any = rounded(rounding_of(plan, leaf), w, dict(learned))
+    anchor, q = pair
     return anchor, relayout(q, layout_of(q, leaf.path, plan, backend or preferred_backend()))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..ops import Outliers, OutlierWeights
 from ..qarray import Scheme
-from ..training import Training
+from ..training import LoRA, Training
 from ._rules import Algorithm, Rule, Scaling
 
 
@@ -39,6 +39,7 @@ class SitePlan:
     static: bool = False
     outliers: Outliers | None = None
     training: Training | None = None
+    adapter: LoRA | None = None
 
     @property
     def needs_calibration(self) -> bool:
@@ -56,7 +57,7 @@ class SitePlan:
         return repr(always) + (repr(beside) if beside else "")
 
 
-ADDED = ("algorithm", "scaling", "static", "outliers", "training")
+ADDED = ("algorithm", "scaling", "static", "outliers", "training", "adapter")
 """Fields of a site that only some have."""
 
 
@@ -74,6 +75,10 @@ def unfit(site: SitePlan) -> list[str]:
     if site.outliers is not None and site.op != "dot":
         problems.append(
             f"{site.site} is no dot, and only dots keep outliers apart; give it a rule of its own"
+        )
+    if site.adapter is not None and site.op != "dot":
+        problems.append(
+            f"{site.site} is no dot, and only dots have adapters; give it a rule of its own"
         )
     if site.op == "ragged_dot" and site.static:
         problems.append(

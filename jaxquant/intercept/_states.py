@@ -13,6 +13,8 @@ stored order.
 | `zero_point` | `[*stack, tiles]` | their zero points, where the scheme has them |
 | `outlier_columns` | `[*stack, m]` | columns whose original weights are known; `k` for none |
 | `outlier_weights` | `[*stack, m, n]` | these, `n` the outputs flattened in stored order |
+| `offset`, `alpha`, `low`, `high` | `[*stack, tiles]` | what estimators learn or keep in training |
+| `lora_a`, `lora_b` | `[*stack, k, rank]`, `[*stack, rank, n]` | an adapter beside the weight |
 """
 
 import math
@@ -34,6 +36,8 @@ States = Mapping[str, Mapping[str, Any]]
 
 REORDERS = ("smoothing", "permutation")
 """With these, codes do not stand for the weight as the model has it."""
+RANGES = frozenset({"scale", "alpha", "low"})
+"""One of these says how inputs are rounded; but for `scale`, in training alone."""
 
 
 def path_of(site: str) -> str:
@@ -60,8 +64,9 @@ def by_path(
     result: dict[str, Any] = {}
     for site in plan.sites:
         own = dict(states.get(site.site, {}))
-        learns = training and site.static and site.training is not None
-        learned = site.training.activations.learned if learns else ()
+        learned: tuple[str, ...] = ()
+        if training and site.static and site.training is not None:
+            learned = site.training.activations.learned
         lacking = [name for name in learned or _needed(site) if name not in own]
         if lacking:
             raise PlanError(

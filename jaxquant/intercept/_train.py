@@ -8,17 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn, nnx
 
-from ..training import codes_of, first_range, held_scale, range_from
+from ..qarray import Scheme
+from ..training import codes_of, first_range, held_scale, MovingAverage, range_from
 from ._evaluate import Evaluator
 from ._front import observe
 from ._linen import checked, linen_function, LinenModel
 from ._nnx import nnx_function, NNXModel
 from ._observers import Extremes, mean_magnitude, Moments
 from ._plan import LeafPlan, Plan
-from ._simulate import entered, rounding_of, Simulate, training_of
+from ._simulate import entered, moves, rounding_of, Simulate, training_of
 from ._states import by_path
 from ._trace import run
 from ._variables import (
+    COLLECTION,
     leaf_paths,
     learned_of,
     map_leaves,
@@ -26,6 +28,7 @@ from ._variables import (
     QuantizationState,
     stamped,
     states_of,
+    unstamped,
 )
 
 
@@ -77,14 +80,9 @@ def _first_of_inputs(plan: Plan, site: Any, statistics: Mapping[str, Any]) -> di
     mean = mean_magnitude(statistics["moments"])
     k = mean.shape[-1]
     tile = scheme.tile.contracted or k
-    low, high = (statistics["extremes"][name] for name in ("low", "high"))
-
-    def tiles(x: Any) -> Any:
-        return x.reshape(*x.shape[:-1], k // tile, tile)
-
-    return range_from(
-        estimator, scheme, tiles(mean).mean(-1), tiles(low).min(-1), tiles(high).max(-1)
-    )
+    ends = _ranges(scheme, statistics["extremes"])
+    mean = mean.reshape(*mean.shape[:-1], k // tile, tile).mean(-1)
+    return range_from(estimator, scheme, mean, ends["low"], ends["high"])
 
 
 class SimulatedLinen(LinenModel):
@@ -93,11 +91,28 @@ class SimulatedLinen(LinenModel):
     def apply(self, tvariables: Any, *args: Any, **kwargs: Any) -> Any:
         """`model.apply` with variables of `start_training`: the same arguments and results.
 
+        With `strength` (a number, which may be traced) what sites multiply is only part of the way
+        from the float value to the rounded one, and is multiplied in float: for a warm-up.
+
+        Where `mutable` names the collection `jaxquant`, ranges that are averages over steps move:
+        the collection comes back with the others that were written to.
+
         **Raises:** `PlanError` if they were started by another plan.
         """
         function = linen_function(self.model)
-        out, written = _simulated(function, tvariables, args, kwargs, self.plan, self.backend)
-        return out if written is None else (out, written)
+        mutable = kwargs.get("mutable", False)
+        names = [mutable] if isinstance(mutable, str) else mutable
+        if not isinstance(names, (list, tuple)) or COLLECTION not in names:
+            out, written, _ = _simulated(
+                function, tvariables, args, kwargs, self.plan, self.backend
+            )
+            return out if written is None else (out, written)
+        kwargs = {**kwargs, "mutable": [name for name in names if name != COLLECTION]}
+        out, written, seen = _simulated(
+            function, tvariables, args, kwargs, self.plan, self.backend, watching=True
+        )
+        own = _moved(tvariables, self.plan, seen)
+        return out, {**written, COLLECTION: own[COLLECTION]}
 
 
 class SimulatedNNX(NNXModel):
@@ -105,7 +120,7 @@ class SimulatedNNX(NNXModel):
 
     It holds the parameters (`nnx.Param`) and what is learned beside them (`QuantizationState`);
     `nnx.grad` and `nnx.Optimizer` take both with `wrt=tmodel.wrt`. `variables` are those of
-    `start_training`, as they are now.
+    `start_training`, as they are now. Calls take `strength` too: see `SimulatedLinen.apply`.
     """
 
     wrt: Any = nnx.Any(nnx.Param, QuantizationState)
@@ -140,25 +155,68 @@ class SimulatedNNX(NNXModel):
 
     def _evaluate(self, function: Any, state: Any, args: Any, kwargs: Any, states: Any) -> Any:
         variables = self._variables(state)
-        return _simulated(function, variables, args, kwargs, self.plan, self.backend)
+        watching = any(map(moves, self.plan.sites))
+        out, written, seen = _simulated(
+            function, variables, args, kwargs, self.plan, self.backend, watching=watching
+        )
+        held = states_of(_moved(variables, self.plan, seen))
+        for (site, name), variable in zip(self._state_names, self._states, strict=True):
+            if site in seen:
+                variable.set_value(held[site][name])
+        return out, written
+
+
+def _moved(tvariables: Any, plan: Plan, seen: Mapping[str, Any]) -> Any:
+    """The variables with ranges moved towards what a call saw."""
+    states = states_of(tvariables)
+    for name, statistics in seen.items():
+        site, old = plan.by_site[name], states[name]
+        assert site.activations is not None and site.training is not None
+        estimator = site.training.activations
+        assert isinstance(estimator, MovingAverage)
+        new = _ranges(site.activations, statistics["extremes"])
+        states[name] = {key: estimator.moved(old[key], new[key]) for key in ("low", "high")}
+    variables, fingerprint = unstamped(tvariables)
+    assert fingerprint is not None
+    return stamped(variables, fingerprint, states, learned_of(tvariables))
+
+
+def _ranges(scheme: Scheme, extremes: Mapping[str, Any]) -> dict[str, Any]:
+    """Least and largest values by tiles, `[*stack, tiles]`, from those by channels."""
+    low, high = extremes["low"], extremes["high"]
+    k = low.shape[-1]
+    shape = (*low.shape[:-1], k // (scheme.tile.contracted or k), -1)
+    return {"low": low.reshape(shape).min(-1), "high": high.reshape(shape).max(-1)}
 
 
 def _simulated(
-    function: Any, tvariables: Any, args: Any, kwargs: Any, plan: Plan, backend: str | None
+    function: Any,
+    tvariables: Any,
+    args: Any,
+    kwargs: Any,
+    plan: Plan,
+    backend: str | None,
+    *,
+    watching: bool = False,
 ) -> Any:
+    """What the function returns and writes, and what was seen of inputs, by site."""
+    strength = kwargs.pop("strength", None)
     variables = checked(tvariables, plan)
     trained = entered(plan, parameters(variables), learned_of(tvariables), backend)
-    return run(
+    mode = Simulate(plan, backend=backend, strength=strength, watching=watching)
+    evaluator = Evaluator(mode)
+    out, written = run(
         function,
         variables,
         leaf_paths(variables),
         args,
         kwargs,
-        Evaluator(Simulate(plan, backend=backend)),
+        evaluator,
         lambda path, leaf: path in trained,
         by_path(states_of(tvariables), plan, training=True),
         trained,
     )
+    return out, written, evaluator.stats
 
 
 @overload
@@ -209,6 +267,7 @@ def convert(tvariables: Any, plan: Plan) -> Any:
     states = {}
     for name, own in states_of(tvariables).items():
         scheme = plan.by_site[name].activations
+        assert scheme is not None
         scale, zero = held_scale(own, scheme)
         states[name] = {"scale": scale} | ({} if zero is None else {"zero_point": zero})
     return stamped(map_leaves(one, variables), plan.fingerprint, states)

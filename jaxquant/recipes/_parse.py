@@ -16,10 +16,11 @@ import msgspec
 from ..intercept import Recipe, Rule
 from ..numerics import Format, FORMATS
 from ..qarray import Scheme, schemes, Tile
-from ..training import Training
+from ..training import LoRA, Training
 from ._algorithms import (
     ALGORITHMS,
     ESTIMATORS,
+    fields_from_text,
     fields_to_data,
     outliers_from_text,
     SCALINGS,
@@ -55,6 +56,7 @@ class _RuleText(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     static: bool = False
     outliers: dict[str, Any] | None = None
     training: dict[str, Any] | None = None
+    adapter: dict[str, Any] | None = None
     leave: bool = False
     optional: bool = False
     elsewhere: str = "error"
@@ -151,6 +153,8 @@ def added_to_data(row: Any) -> dict[str, Any]:
         data["outliers"] = fields_to_data(row.outliers)
     if row.training is not None:
         data["training"] = _training_to_data(row.training)
+    if row.adapter is not None:
+        data["adapter"] = fields_to_data(row.adapter)
     return data
 
 
@@ -192,6 +196,8 @@ def added_from_data(data: dict[str, Any], where: str) -> dict[str, Any]:
         made["outliers"] = outliers_from_text(data["outliers"], f"{where}, outliers")
     if data.get("training") is not None:
         made["training"] = _training_from_data(data["training"], f"{where}, training")
+    if data.get("adapter") is not None:
+        made["adapter"] = fields_from_text(data["adapter"], LoRA, f"{where}, adapter")
     return made
 
 

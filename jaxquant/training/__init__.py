@@ -4,9 +4,12 @@ from ._estimators import (
     Estimator as Estimator,
     LSQ as LSQ,
     LSQPlus as LSQPlus,
+    MovingAverage as MovingAverage,
     PACT as PACT,
     StraightThrough as StraightThrough,
 )
+from ._gradients import rounded_gradient as rounded_gradient
+from ._lora import LoRA as LoRA
 from ._rounding import (
     codes_of as codes_of,
     first_range as first_range,

@@ -11,6 +11,7 @@ at `v_hat`, what the codes of `v` stand for, goes on to `v` and to what is learn
 | `LSQ()` | 1 for -Qn < u < Qp, else 0 | scale: Q(u) - u inside, -Qn or Qp outside |
 | `LSQPlus()` | the same | offset too: 0 inside, 1 outside |
 | `PACT()` | 1 for v < alpha, else 0 | alpha: 0 inside, 1 where v >= alpha |
+| `MovingAverage()` | as clipped | |
 
 Sources: Bengio et al. 2013 (arXiv:1308.3432); Esser et al., "Learned Step Size Quantization", ICLR
 2020, equations 3 and 5; Bhalgat et al., "LSQ+", CVPR 2020 workshops, equations 4 to 6; Choi et al.,
@@ -19,21 +20,9 @@ Sources: Bengio et al. 2013 (arXiv:1308.3432); Esser et al., "Learned Step Size 
 
 import dataclasses
 import math
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 from ..numerics import Format
-
-
-@runtime_checkable
-class Estimator(Protocol):
-    """A frozen value, whose `repr` tells it from others; `learned` are names of arrays, a tile an
-    entry, that are trained beside what is rounded."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def learned(self) -> tuple[str, ...]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +66,31 @@ class PACT:
 
     name: ClassVar[str] = "pact"
     learned: ClassVar[tuple[str, ...]] = ("alpha",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MovingAverage:
+    """Least and largest value of activations, averaged over steps: `decay` of what it was stays.
+
+    Ranges move where a call hands back what it wrote, and are constants to the gradient, which is
+    0 past them (Jacob et al., arXiv:1712.05877, section 3.1).
+    """
+
+    decay: float = 0.99
+    name: ClassVar[str] = "moving_average"
+    learned: ClassVar[tuple[str, ...]] = ("low", "high")
+
+    def moved(self, old: Any, new: Any) -> Any:
+        """The range after one more step, from that before and that of the step."""
+        return self.decay * old + (1.0 - self.decay) * new
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay is at least 0 and less than 1, not {self.decay}.")
+
+
+Estimator = StraightThrough | LSQ | LSQPlus | PACT | MovingAverage
+"""`learned` are names of arrays, a tile an entry, that are trained beside what is rounded."""
 
 
 def gradient_scale(estimator: Estimator, count: int, format: Format) -> float:

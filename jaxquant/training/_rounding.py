@@ -14,7 +14,7 @@ from ..numerics import decode, encode, MinMax
 from ..qarray import QArray, Scheme, tile_shape
 from ..qarray._qarray import scale_values, spread, tile_counts
 from ..qarray._quantize import quantize_array, quantize_with, stored_zero_point, wanted_scale
-from ._estimators import Estimator, gradient_scale, LSQPlus, PACT, StraightThrough
+from ._estimators import Estimator, gradient_scale, LSQPlus, MovingAverage, PACT, StraightThrough
 
 Learned = Mapping[str, Float[Array, "*tiles"]]
 """What an estimator learns, by name: one entry a tile."""
@@ -48,12 +48,24 @@ def codes_of(x: Float[Array, "..."], learned: Learned, rounding: Rounding) -> QA
 
 def held_scale(learned: Learned, scheme: Scheme) -> tuple[Any, Any]:
     """The scales and the zero points, as they are stored, that learned quantities stand for."""
+    if "low" in learned:
+        return _of_range(learned["low"], learned["high"], scheme)
     alpha = learned.get("alpha")
     scale = learned["scale"] if alpha is None else alpha * (1 / scheme.values.highest)
     if scheme.zero_point is None or "zero_point" in learned:
         return scale, learned.get("zero_point")
     offset = learned.get("offset", jnp.zeros_like(scale))
     return scale, stored_zero_point(-offset / scale, scheme.zero_point)
+
+
+def _of_range(low: Any, high: Any, scheme: Scheme) -> tuple[Any, Any]:
+    """The scales and zero points of ranges from least to largest value; 0 is always within."""
+    low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
+    format = scheme.values
+    if scheme.zero_point is None:
+        return _positive(jnp.maximum(-low, high) * (1 / format.highest)), None
+    scale = _positive((high - low) * (1 / (format.highest - format.lowest)))
+    return scale, stored_zero_point(format.lowest - low / scale, scheme.zero_point)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -89,7 +101,7 @@ def _backward(rounding: Rounding, kept: Any, cotangents: Any) -> tuple[Any, Any]
         scale, zero = held_scale(learned, rounding.scheme)
     tile, format = rounding.tile(x.shape), rounding.scheme.values
     u = _in_gaps(x, scale, zero, tile)
-    if isinstance(rounding.estimator, StraightThrough):
+    if isinstance(rounding.estimator, (StraightThrough, MovingAverage)):
         inside = (u >= format.lowest) & (u <= format.highest)
         return jnp.where(inside, g, 0), None
     (counts,) = {part.shape for part in learned.values()}
@@ -142,6 +154,7 @@ def first_range(
     scale, low = wanted_scale(
         w.astype(jnp.float32), dataclasses.replace(scheme, range=MinMax()), tile
     )
+    assert low is not None
     return {"scale": scale, "offset": low - scale * scheme.values.lowest}
 
 
@@ -157,8 +170,10 @@ def range_from(
             return {"scale": scale, "offset": low - scale * format.lowest}
         case PACT():
             return {"alpha": _positive(high)}
+        case MovingAverage():
+            return {"low": low, "high": high}
     return {"scale": _positive(mean * (2 / math.sqrt(max(1.0, format.highest))))}
 
 
 def _positive(x: Any) -> Any:
-    return jnp.where(x > 0, x, 1.0).astype(jnp.float32)
+    return jnp.where(x <= 0, 1.0, x).astype(jnp.float32)  # NaN stays, and is told of.

@@ -3,7 +3,7 @@
 import dataclasses
 
 from ..qarray import Scheme
-from ._estimators import Estimator, PACT, StraightThrough
+from ._estimators import Estimator, MovingAverage, PACT, StraightThrough
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,8 @@ class Training:
 
     def check(self, weights: Scheme, activations: Scheme | None, static: bool) -> str | None:
         """Why these estimators do not fit the schemes of a rule, or `None`."""
-        if isinstance(self.weights, PACT):
-            return "PACT learns the end of activations that are not negative, and weights are"
+        if isinstance(self.weights, (PACT, MovingAverage)):
+            return f"{self.weights} is about activations, and weights are rounded by it"
         if self.activations.learned and (activations is None or not static):
             return (
                 f"{self.activations} learns ranges of activations, which are then fixed; give the "
@@ -38,7 +38,7 @@ class Training:
 
 
 def _unfit(estimator: Estimator, scheme: Scheme) -> str | None:
-    if not estimator.learned:
+    if not estimator.learned or isinstance(estimator, MovingAverage):
         return None
     if isinstance(scheme.scale, Scheme) or scheme.centered:
         return "scales that are learned are plain, one a tile"

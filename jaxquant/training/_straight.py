@@ -10,28 +10,36 @@ import jax.numpy as jnp
 from ..qarray import dequantize, QArray
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def straight_through(
     compute: Callable[..., Any],
     linear: Callable[..., Any],
     anchors: Sequence[Any],
     held: Sequence[Any],
+    rounds: Callable[[Any], Any] | None = None,
 ) -> Any:
     """`compute(held)`, differentiated as `linear` of what `held` stands for.
 
     `held` are QArrays, or arrays that are not rounded; `anchors` the arrays that their gradients
-    reach, `None` for those that have none. `linear` is linear in each operand by itself. Neither
-    function closes over anything that is traced. Only `held` is kept for the way back: of rounded
-    operands these are codes.
+    reach, `None` for those that have none. `linear` is linear in each operand by itself. `rounds`
+    is done to the gradient that arrives. None of the functions closes over anything that is traced.
+    Only `held` is kept for the way back: of rounded operands these are codes.
     """
+    return _straight_through(compute, linear, rounds, tuple(anchors), tuple(held))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _straight_through(compute: Any, linear: Any, rounds: Any, anchors: Any, held: Any) -> Any:
     return compute(held)
 
 
-def _forward(compute: Any, linear: Any, anchors: Any, held: Any) -> tuple[Any, Any]:
+def _forward(compute: Any, linear: Any, rounds: Any, anchors: Any, held: Any) -> tuple[Any, Any]:
     return compute(held), held
 
 
-def _backward(compute: Any, linear: Any, held: Sequence[Any], g: Any) -> tuple[Any, Any]:
+def _backward(
+    compute: Any, linear: Any, rounds: Any, held: Sequence[Any], g: Any
+) -> tuple[Any, Any]:
+    g = g if rounds is None else rounds(g)
     values = [dequantize(x) if isinstance(x, QArray) else x for x in held]
     moving = [i for i, x in enumerate(values) if jnp.issubdtype(x.dtype, jnp.inexact)]
 
@@ -46,4 +54,4 @@ def _backward(compute: Any, linear: Any, held: Sequence[Any], g: Any) -> tuple[A
     return tuple(pulled.get(i) for i in range(len(values))), None
 
 
-straight_through.defvjp(_forward, _backward)
+_straight_through.defvjp(_forward, _backward)

@@ -21,12 +21,21 @@ PTX = """\
 .reqntid 128, 1, 1
 {
 \tld.param.b64 \t%rd1, [mm_param_0];
+\tld.param.b64 \t%rd5, [mm_param_1];
+\tcvta.to.global.u64 \t%rd2, %rd5;
+\tmul.wide.s32 \t%rd6, %r5, 2;
+\tadd.s64 \t%rd9, %rd1, %rd6;
+\tadd.s64 \t%rd12, %rd2, %rd1;
 \t@%p1 ld.global.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd9 + 0 ];
 \tcp.async.cg.shared.global [ %r13 + 0 ], [ %rd9 + 0 ], 0x10, %r14;
 $L__BB0_1:
 \tld.global.L1::evict_last.b16 %rs1, [%rd2];
 \tld.global.nc.v2.f64 {%fd1, %fd2}, [%rd2];
 \tcp.async.ca.shared.global [ %r13 + 0 ], [ %rd9 + 0 ], 0x8, %r14;
+\tld.global.b16 %rs2, [%rd12];
+\tld.global.b64 %rd2, [%rd9];
+\tadd.s64 \t%rd9, %rd10, 64;
+\tmov.b64 \t%rd10, %rd9;
 \tld.shared.v4.b32 {%r7, %r8, %r9, %r10}, [%r6];
 \twgmma.fence.sync.aligned;
 \twgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%r170}, %rd35, %rd36, %p4, 1, 1, 0, 1;
@@ -54,9 +63,13 @@ def test_instructions_are_counted_by_kind_and_place():
     assert read_ptx(PTX) == {
         "matrix": {mma: 1, wgmma: 1},
         "matrix_in_loops": {wgmma: 1},
-        "loads": {2: 1, 8: 1, 16: 3},
-        "loads_in_loops": {2: 1, 8: 1, 16: 1},
+        "loads": {2: 2, 8: 2, 16: 3},
+        "loads_in_loops": {2: 2, 8: 2, 16: 1},
+        # An address of two arguments is of neither.
+        "loads_of": {0: {8: 2, 16: 2}, 1: {2: 1, 16: 1}},
+        "loads_of_in_loops": {0: {8: 2}, 1: {2: 1, 16: 1}},
         "bulk_loads": 1,
+        "loops": 1,
     }
 
 

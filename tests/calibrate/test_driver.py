@@ -156,7 +156,7 @@ def test_original_outliers_are_columns_of_the_weight():
     outliers = Outliers(threshold=2.5, weights=OutlierWeights.ORIGINAL)
     rule = jq.Rule(match="*", weights=W8, activations=A8_TOKEN, outliers=outliers)
     plan, made = run(llama(), rule, settings=FLOAT)
-    seen = jq.observe(model, variables, batches, observers=(jq.Peak(),))
+    seen = jq.observe(model, variables, batches, observers=(jq.observers.Peak(),))
     known, found = parameters(variables), 0
     states = states_of(made.qvariables)
     assert set(states) == {s.site for s in plan.sites if s.outliers is not None}

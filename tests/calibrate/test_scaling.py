@@ -127,7 +127,7 @@ def test_a_scaling_that_is_chosen_by_a_loss_is_never_worse_than_none(name):
 def test_losses_without_a_block_are_those_of_the_gram_matrix():
     model, variables, batches, _ = bert()
     scaling, _ = scaled("bert", FEW)
-    gram = jq.observe(model, variables, batches, observers=(jq.Gram(),))
+    gram = jq.observe(model, variables, batches, observers=(jq.observers.Gram(),))
     known = parameters(variables)
     # Values make the only input that can be scaled, and the output projection is the whole of it.
     assert [row.fold for row in scaling.rows] == [
@@ -187,7 +187,9 @@ def test_query_heads_that_share_a_value_head_are_scaled_alike():
 def peaks_of(variables, name, site):
     """The largest magnitudes of a site's inputs."""
     model, _, batches, _ = MODELS[name]()
-    return np.asarray(jq.observe(model, variables, batches, observers=(jq.Peak(),))[site]["peak"])
+    return np.asarray(
+        jq.observe(model, variables, batches, observers=(jq.observers.Peak(),))[site]["peak"]
+    )
 
 
 def test_alpha_1_makes_inputs_peak_at_1():

@@ -19,7 +19,7 @@ from jaxquant.calibrate._store import Store
 from jaxquant.calibrate._walk import Walk
 from jaxquant.models import Llama
 
-OBSERVERS = (jq.Moments(), jq.Peak(), jq.Gram())
+OBSERVERS = (jq.observers.Moments(), jq.observers.Peak(), jq.observers.Gram())
 
 
 @functools.cache
@@ -134,7 +134,7 @@ def test_what_equations_read_is_asked_anew_for_each_level():
             store,
             Programs(),
             wanted=lambda mark: "embed" not in mark.root.path,
-            observers=lambda mark: (jq.Peak(),),
+            observers=lambda mark: (jq.observers.Peak(),),
             effective=effective,
         )
         peaks = []

@@ -14,7 +14,12 @@ from jaxquant.intercept import Histogram
 from jaxquant.intercept._accumulate import emptied, merged, over_units
 from jaxquant.intercept._shared import share, unshare
 
-OBSERVERS = (jq.Gram(), jq.Moments(), jq.Peak(), Histogram(per_octave=4, octaves=8))
+OBSERVERS = (
+    jq.observers.Gram(),
+    jq.observers.Moments(),
+    jq.observers.Peak(),
+    Histogram(per_octave=4, octaves=8),
+)
 AUTO = (AxisType.Auto,)
 MESH = jax.make_mesh((4,), ("data",), axis_types=AUTO)
 D, ROWS, WINDOWS = 24, 40, 24
@@ -32,7 +37,7 @@ def _run(w, x):
     rows = x.reshape(-1, D)
     out, _ = lax.scan(lambda c, w: (c + jnp.tanh(x @ w), None), jnp.zeros(x.shape), w[None])
     own = {o.name: o.measure(rows) for o in OBSERVERS}
-    return out, {"q": own, "k": own, "o": {"gram": jq.Gram().measure(out.reshape(-1, D))}}
+    return out, {"q": own, "k": own, "o": {"gram": jq.observers.Gram().measure(out.reshape(-1, D))}}
 
 
 def _total(batches, mesh=None, **kwargs):

@@ -46,7 +46,12 @@ def test_the_plan_lists_the_sites_and_no_other_reading(row):
 @every_row
 def test_observe_sees_what_the_plain_model_multiplies(row):
     model, variables, x = _model(row)
-    stats = jq.observe(model, variables, [(x,)], observers=(jq.Moments(), jq.Peak(), jq.Gram()))
+    stats = jq.observe(
+        model,
+        variables,
+        [(x,)],
+        observers=(jq.observers.Moments(), jq.observers.Peak(), jq.observers.Gram()),
+    )
     expected = row.seen(x, variables["params"]["w"])
     assert set(stats) == set(expected)
     for site, seen in expected.items():

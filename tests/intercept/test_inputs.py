@@ -19,7 +19,7 @@ import jaxquant as jq
 from jaxquant.intercept import Count
 from jaxquant.intercept._inputs import inputs_of
 
-OBSERVERS = (jq.Gram(), jq.Moments(), jq.Peak())
+OBSERVERS = (jq.observers.Gram(), jq.observers.Moments(), jq.observers.Peak())
 
 
 def _observed(function, x, w, observers=OBSERVERS):
@@ -246,7 +246,7 @@ def test_query_key_and_value_share_one_gram(name):
     variables = model.init(jax.random.key(0), x)
 
     def observe(variables, x):
-        return jq.observe(model, variables, [(x,)], observers=(jq.Gram(),))
+        return jq.observe(model, variables, [(x,)], observers=(jq.observers.Gram(),))
 
     stats = observe(variables, x)
     own = {part: s for s in stats for part in ("query", "key", "value", "out") if f"/{part}/" in s}
@@ -261,10 +261,12 @@ def test_what_is_shared_stays_shared_over_batches():
     model, _ = SHARING["attention"]
     x = jax.random.normal(jax.random.key(1), (2, 3, D))
     variables = model.init(jax.random.key(0), x)
-    stats = jq.observe(model, variables, [(x,), (x + 1,), (x[:1],)], observers=(jq.Gram(),))
+    stats = jq.observe(
+        model, variables, [(x,), (x + 1,), (x[:1],)], observers=(jq.observers.Gram(),)
+    )
     query, key = (stats[f"attention/{part}/kernel#dot"]["gram"] for part in ("query", "key"))
     assert query is key
-    alone = jq.observe(model, variables, [(x[:1],)], observers=(jq.Gram(),))
+    alone = jq.observe(model, variables, [(x[:1],)], observers=(jq.observers.Gram(),))
     assert not np.array_equal(query, alone["attention/query/kernel#dot"]["gram"])
 
 
@@ -294,7 +296,9 @@ def test_how_weights_are_stored_keeps_no_value_from_being_shared():
 
     x = inputs(4, 8)
     model = Model()
-    stats = jq.observe(model, model.init(jax.random.key(0), x), [(x,)], observers=(jq.Gram(),))
+    stats = jq.observe(
+        model, model.init(jax.random.key(0), x), [(x,)], observers=(jq.observers.Gram(),)
+    )
     first, *rest = (part["gram"] for part in stats.values())
     assert len(rest) == 3 and all(gram is first for gram in rest)
 

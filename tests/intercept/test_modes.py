@@ -79,7 +79,9 @@ def test_a_site_whose_siblings_disagree_is_an_error():
 def test_what_is_observed_is_laid_out_as_the_weight_is_stored(subscripts, x_shape, w_shape, order):
     x, w = inputs(*x_shape), jnp.ones(w_shape)
     model = Applied(lambda x, w: jnp.einsum(subscripts, x, w), w_shape)
-    stats = jq.observe(model, {"params": {"w": w}}, [(x,)], observers=(jq.Peak(), jq.Gram()))
+    stats = jq.observe(
+        model, {"params": {"w": w}}, [(x,)], observers=(jq.observers.Peak(), jq.observers.Gram())
+    )
     left = subscripts.split(",")[0].replace("d", "n")
     rows = jnp.einsum(f"{left}->{order}", x)
     flat = rows if order == "bnk" else rows.reshape(4, -1)

@@ -14,7 +14,14 @@ import jaxquant as jq
 from jaxquant.intercept import Count, Extremes, Histogram, mean_magnitude, nonfinite
 from jaxquant.intercept._rows import Grouped
 
-OBSERVERS = (Count(), jq.Moments(), jq.Peak(), Extremes(), jq.Gram(), Histogram())
+OBSERVERS = (
+    Count(),
+    jq.observers.Moments(),
+    jq.observers.Peak(),
+    Extremes(),
+    jq.observers.Gram(),
+    Histogram(),
+)
 every_observer = pytest.mark.parametrize("observer", OBSERVERS, ids=lambda o: o.name)
 # Of different sizes, yet with sums of squares that float32 holds.
 A, B, C = inputs(5, 6), 16 * inputs(3, 6, seed=2), inputs(2, 6, seed=3) / 16
@@ -106,7 +113,7 @@ def test_what_is_measured_by_hand():
 
 
 def test_the_mean_of_nothing_is_0():
-    moments = jq.Moments().measure(Grouped(rows=A, sizes=jnp.asarray([0, 5])))
+    moments = jq.observers.Moments().measure(Grouped(rows=A, sizes=jnp.asarray([0, 5])))
     np.testing.assert_array_equal(moments["rows"], [0, 5])
     np.testing.assert_array_equal(mean_magnitude(moments)[0], np.zeros(6))
 
@@ -134,11 +141,11 @@ def test_values_that_are_not_finite_are_told(value, grouped):
 
 def test_a_site_that_nobody_watched_for_that_is_an_error():
     with pytest.raises(ValueError, match=r"a#dot .* it has gram\. Observe with Count\(\)"):
-        nonfinite({"a#dot": {"gram": jq.Gram().measure(A)}})
+        nonfinite({"a#dot": {"gram": jq.observers.Gram().measure(A)}})
 
 
 def test_finite_sites_are_not_named():
-    assert nonfinite({"a#dot": {"moments": jq.Moments().measure(A)}}) == {}
+    assert nonfinite({"a#dot": {"moments": jq.observers.Moments().measure(A)}}) == {}
 
 
 def test_the_precision_of_products_can_be_chosen():
@@ -147,5 +154,7 @@ def test_the_precision_of_products_can_be_chosen():
         return {e.params["precision"] for e in eqns if e.primitive.name == "dot_general"}
 
     both = {(lax.Precision.HIGHEST,) * 2}
-    assert precisions(jq.Gram()) == both
-    assert precisions(jq.Gram(precision=lax.Precision.DEFAULT)) == {(lax.Precision.DEFAULT,) * 2}
+    assert precisions(jq.observers.Gram()) == both
+    assert precisions(jq.observers.Gram(precision=lax.Precision.DEFAULT)) == {
+        (lax.Precision.DEFAULT,) * 2
+    }

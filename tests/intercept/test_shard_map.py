@@ -92,9 +92,12 @@ def test_infer_equals_the_plain_model_on_dequantized_weights(name):
 @every_case
 def test_statistics_are_those_of_all_devices_data_counted_once(name):
     model, _, variables, _, x = _setting(name)
-    stats = jq.observe(model, variables, [(x,)], observers=(jq.Moments(), jq.Peak(), jq.Gram()))[
-        "w#dot"
-    ]
+    stats = jq.observe(
+        model,
+        variables,
+        [(x,)],
+        observers=(jq.observers.Moments(), jq.observers.Peak(), jq.observers.Gram()),
+    )["w#dot"]
     rows = x.reshape(*x.shape[:-2], -1, x.shape[-1])
     np.testing.assert_array_equal(stats["moments"]["rows"], np.full(x.shape[:-2], rows.shape[-2]))
     np.testing.assert_array_equal(stats["moments"]["magnitude"], jnp.abs(rows).sum(-2))

@@ -34,7 +34,7 @@ class Informed:
 
     @property
     def observers(self):
-        return (jq.Gram(),)
+        return (jq.observers.Gram(),)
 
     def run(self, w, statistics, scheme):
         raise NotImplementedError
@@ -61,7 +61,7 @@ class Smooth:
 
     @property
     def observers(self):
-        return (jq.Peak(),)
+        return (jq.observers.Peak(),)
 
     def candidates(self, peak, weights):
         raise NotImplementedError

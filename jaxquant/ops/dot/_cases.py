@@ -45,13 +45,18 @@ class Held:
     weights: Scheme
     activations: Scheme | None = None
 
-    def of(self, k: int) -> Scheme:
-        """The weights' scheme for `k` inputs: where tiles do not fill them, the last is shorter."""
-        tile = self.weights.tile
-        if tile.contracted is None or k % tile.contracted == 0:
-            return self.weights
-        ragged = dataclasses.replace(tile, ragged=True)
-        return dataclasses.replace(self.weights, tile=ragged)
+    def of(self, k: int) -> "Held":
+        """The same for `k` inputs: where tiles do not fill them, the last is shorter."""
+        activations = None if self.activations is None else _filling(self.activations, k)
+        weights = _filling(self.weights, k)
+        return dataclasses.replace(self, weights=weights, activations=activations)
+
+
+def _filling(scheme: Scheme, k: int) -> Scheme:
+    tile = scheme.tile
+    if tile.contracted is None or k % tile.contracted == 0:
+        return scheme
+    return dataclasses.replace(scheme, tile=dataclasses.replace(tile, ragged=True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +71,12 @@ class Case:
     @property
     def scheme(self) -> Scheme:
         """How the weight is held."""
-        return self.held.of(self.linear.k)
+        return self.held.of(self.linear.k).weights
+
+    @property
+    def activations(self) -> Scheme | None:
+        """To what the activations are rounded, if they are."""
+        return self.held.of(self.linear.k).activations
 
 
 def _model(
@@ -125,6 +135,11 @@ def _held() -> tuple[Held, ...]:
         Held(name="mxfp4", weights=schemes.MXFP4),
         Held(name="w8a8 int8", weights=schemes.INT8_CHANNEL, activations=by_token[0]),
         Held(name="w8a8 e4m3", weights=found[1].weights, activations=by_token[1]),
+        Held(
+            name="w4a8 int4",
+            weights=Scheme(values=INT4, tile=PER_CHANNEL),
+            activations=by_token[0],
+        ),
         Held(name="w8a8 e4m3 block", weights=schemes.E4M3_BLOCK, activations=by_block),
     )
 

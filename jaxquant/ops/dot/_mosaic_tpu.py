@@ -200,14 +200,27 @@ def _exact(values: Format) -> bool:
 
 
 def _weight(w: QArray, decoder: Decoder) -> Weight:
-    k, n = w.stored_shape
+    (k, n), zero = w.stored_shape, w.scheme.zero_point
+    exponents = _as_stored(w) and w.scheme.scale == E8M0
+    # Mosaic wants no more of 16 bits than of 32; where rows do not fill registers, half as many.
+    rows = 256 // min(8 if exponents else 32, 32 if zero is None else _bits(zero))
+    while rows > 8 and w.scale.shape[0] % rows:
+        rows //= 2
     return Weight(
         k=k,
         n=n,
         group=w.stored_tile[0],
         decoder=decoder,
-        exponents=_as_stored(w) and w.scheme.scale == E8M0,
+        exponents=exponents,
+        register_groups=rows,
     )
+
+
+def _bits(format: Format) -> int:
+    """What one number of a format takes up in a register, where 4-bit integers have a dtype."""
+    if format.integer:
+        return 4 if format.bits == 4 else 8
+    return 32
 
 
 def _as_stored(w: QArray) -> bool:

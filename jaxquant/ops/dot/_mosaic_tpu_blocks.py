@@ -53,7 +53,8 @@ def blocks_for(rows: int, weight: Weight, bits: int, cores: int = 1) -> Blocks |
 
 def _rows(rows: int, whole: int, k: int) -> int:
     """How many rows to take at a time: where there are several steps along `k`, all are kept."""
-    most = _MOST_ROWS
+    # A step that is longer than usual leaves room for half as many.
+    most = _MOST_ROWS if k <= _LONGEST else _MOST_ROWS // 2
     while whole > k and 2 * most * whole > _KEPT_BYTES:
         most //= 2
     return min(rows, most)
@@ -73,8 +74,9 @@ def _length(weight: Weight, unit: int, bits: int) -> int | None:
     """The longest good divisor of `k` that holds whole groups and units."""
     if weight.k <= _LONGEST:
         return weight.k
-    # Scales come in blocks of 8 groups, as many rows as a register has.
-    step = unit if weight.group == weight.k else math.lcm(unit, 8 * weight.group)
+    step = math.lcm(unit, weight.register_groups * weight.group)
+    if weight.group == weight.k:
+        step = unit
     columns = min(max(_NARROWEST, weight.decoder.least_columns), weight.n)
     whole = weight.k * columns * bits / 8 <= _WHOLE_BYTES
     if weight.k % step:

@@ -50,7 +50,8 @@ class Weight:
     """How the weight of a product is held: the static side of what `weight_product` is given.
 
     `group` neighbours along `k` share a scale; the last group may be shorter. `exponents`: scales
-    are bytes of E8M0.
+    are bytes of E8M0. `register_groups` are the rows of a register of scales, or of zero points if
+    these are narrower: blocks that are not the whole array hold whole registers.
     """
 
     k: int
@@ -58,6 +59,7 @@ class Weight:
     group: int
     decoder: Decoder
     exponents: bool = False
+    register_groups: int = 8
 
 
 def weight_product(

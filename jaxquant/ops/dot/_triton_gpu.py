@@ -185,6 +185,9 @@ def weight_problem(x: Any, w: QArray, out_dtype: Any, interpret: bool) -> Proble
     outputs, warps, ahead, stages = by_rows[rows]
     blocks = -(-n // outputs) * -(-x.shape[0] // rows)
     steps = k // packed * -(-run // size)
+    splits = tables.splits(blocks, steps, ahead)
+    if splits == 1 and by_rows is tables.WEIGHT_ONLY[4]:
+        stages = tables.STAGES_WHOLE.get(rows, stages)
     tiling = Tiling(
         rows=rows,
         outputs=outputs,
@@ -192,7 +195,7 @@ def weight_problem(x: Any, w: QArray, out_dtype: Any, interpret: bool) -> Proble
         packed=packed,
         run=run,
         unit=least_unit(size, group, packed, k, run, runs(format)),
-        splits=tables.splits(blocks, steps, ahead),
+        splits=splits,
         ahead=ahead,
         scales_ahead=rows <= tables.MOST_ROWS_SCALES_AHEAD[runs(format)],
         warps=warps,

@@ -18,6 +18,9 @@ WEIGHT_ONLY = {
     3: {16: (64, 4, 1, 3), 32: (64, 4, 1, 2), 64: (64, 4, 1, 2)},
     2: {16: (128, 8, 1, 3), 32: (128, 8, 1, 2), 64: (64, 4, 1, 2)},
 }
+# Stages of 4 bits by rows of a tile where sums are not split: with those above the compiler takes
+# 130 to 143 registers then, and a multiprocessor holds one block.
+STAGES_WHOLE = {64: 3}
 # Where runs do not lie side by side, each has its own load of activations: of 16 bytes a thread if
 # threads are few.
 WEIGHT_ONLY_APART = {16: (64, 4, 2, 3), 32: (128, 8, 1, 3), 64: (128, 8, 1, 2)}
@@ -53,8 +56,12 @@ def even_splits(blocks: int, steps: int, ahead: int) -> int:
 
 
 def splits(blocks: int, steps: int, ahead: int) -> int:
-    """Over how many blocks the summed axis is split: a power of two that leaves each some steps."""
+    """Over how many blocks the summed axis is split: a power of two that leaves each some steps.
+
+    Blocks that nearly fill the chip are not split again: they would be two rounds of it, and each
+    split writes float32 sums that are read once more.
+    """
     chosen = 1
-    while blocks * chosen < BLOCKS and steps // (2 * chosen) >= 2 * ahead:
+    while 8 * blocks * chosen < 7 * BLOCKS and steps // (2 * chosen) >= 2 * ahead:
         chosen *= 2
     return chosen

@@ -33,7 +33,7 @@ def test_every_format_is_there_and_no_case_twice():
 def test_weights_can_be_held_so(name):
     held = HELD[name]
     for k in (576, 4096):
-        scheme = held.of(k)
+        scheme = held.of(k).weights
         q = abstract_qarray((k, 256), "float32", scheme, contracted=(0,))
         assert q.shape == (k, 256) and (k == 576 or scheme == held.weights)
 

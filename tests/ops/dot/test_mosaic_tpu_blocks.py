@@ -38,7 +38,7 @@ def test_blocks_hold_whole_units_and_groups(k: int, group: int | None, decoder, 
     # Two blocks of codes are on their way at once, in at most half of 16 MB.
     assert 2 * blocks.k * blocks.n * bits / 8 <= 2**23
     # Activations that are kept for several steps along `k` fill at most a quarter of that.
-    assert blocks.rows == 128 or blocks.k < k
+    assert blocks.rows == (128 if blocks.k <= 6144 else 64) or blocks.k < k
     assert blocks.k == k or 2 * blocks.rows * k <= 2**22
 
 
@@ -47,6 +47,14 @@ def test_scales_come_eight_groups_at_a_time():
     weight = Weight(k=14336, n=4096, group=128, decoder=Nibbles(signed=True))
     blocks = blocks_for(16, weight, 4)
     assert isinstance(blocks, Blocks) and blocks.k < 14336 and blocks.k % (8 * 128) == 0
+
+
+@pytest.mark.parametrize("k, groups", [(14336, 32), (14336, 64), (8192, 64), (28672, 64)])
+def test_narrower_scales_and_zero_points_come_in_more_groups(k: int, groups: int):
+    # Registers have 32 rows of bytes, 64 of 4 bits.
+    weight = Weight(k=k, n=4096, group=64, decoder=Nibbles(signed=False), register_groups=groups)
+    blocks = blocks_for(512, weight, 4)
+    assert isinstance(blocks, Blocks) and (blocks.k == k or blocks.k // 64 % groups == 0)
 
 
 def test_many_columns_are_read_in_wider_blocks_where_there_are_rows_to_multiply():
