@@ -17,7 +17,15 @@ import numpy as np
 from ptq_smollm2.peers import digest
 from ptq_smollm2.scores import bits, scores
 from ptq_smollm2.subject import Data, opened, tokens
-from training_loop import make_optimizer, make_step, read_metrics, start, train, TrainingError
+from training_loop import (
+    make_optimizer,
+    make_step,
+    Problem,
+    read_metrics,
+    start,
+    train,
+    TrainingError,
+)
 
 import jaxquant as jq
 from jaxquant.calibrate import calibrate, token_batches
@@ -38,6 +46,8 @@ from qat_smollm2.subject import make_problem, make_subject, settings_of, Subject
 
 CHECKED_SITES = 16
 """Sites whose bits are compared, from the first layer to the last."""
+TOLD = ("nll", "nll_difference", "nll_difference_stderr", "kl", "top1")
+"""What the table takes from the command line."""
 QUANTIZED = "quantized"
 """The folder of a row's checkpoint, in the folder of the row."""
 
@@ -162,7 +172,9 @@ def trained(named: Named, given: Given) -> dict[str, Any]:
         named.run, subject, given.train, {"tokens": digest(given.train), "quick": given.quick}
     )
     before = digest_of(subject.fixed)
-    memory = memory_of(problem, named)
+    # What lies between needs the step compiled once more.
+    compared = subject.plan is None or subject.adapters
+    memory = memory_of(problem, named, within=compared and not given.quick)
     begun = time.perf_counter()
     done = train(problem, loop, named.run.optimizer, out, name=named.name)
     variables = done.state.variables
@@ -185,9 +197,9 @@ def trained(named: Named, given: Given) -> dict[str, Any]:
 def after(named: Named, subject: Subject, variables: Any, given: Given) -> dict[str, Any]:
     """Scores of what was trained; of a plan's, also of its codes, from the checkpoint."""
     model = given.opened
-    float_model, simulated = bind(model.model, subject.floats), subject.simulated(variables)
+    simulated = subject.simulated(variables)
     if subject.plan is None:
-        found = score(simulated, given.evaluation, against=float_model)
+        found = score(simulated, given.evaluation, against=bind(model.model, subject.floats))
         return {**scores(found), "bits_per_weight": 32.0}
     plan = subject.plan
     qvariables = subject.converted(variables)
@@ -198,22 +210,19 @@ def after(named: Named, subject: Subject, variables: Any, given: Given) -> dict[
     between = score(quantized, given.evaluation, against=simulated)
     told = by_command_line(folder, given.evaluation, model.path)
     row = {
-        **scores(score(quantized, given.evaluation, against=float_model)),
+        **{name: told[name] for name in TOLD},
         "bits_per_weight": bits(plan),
         "trained_nll": between.nll - (between.nll_difference or 0.0),
         "kl_of_converted": between.kl,
         "flipped_argmax": 1 - (between.top1 or 0.0),
         "cli_nll": told["nll"],
-        "cli_kl": told["kl"],
     }
     if subject.adapters:
         return row
     window = given.evaluation[:1]
-    differences = site_differences(
-        subject, variables, chosen(captured(subject, window), CHECKED_SITES)
-    )
-    row["sites"] = differences
-    if any(site.activations is not None for site in plan.sites):
+    sites = chosen(captured(subject, window), 4 if given.quick else CHECKED_SITES)
+    row["sites"] = site_differences(subject, variables, sites)
+    if not given.quick and any(site.activations is not None for site in plan.sites):
         flips = flipped_codes(subject, variables, window)
         row["flipped_codes"] = {"mean": float(np.mean(list(flips.values()))), "by_site": flips}
     return row
@@ -232,20 +241,22 @@ def digest_of(tree: Any) -> str:
     return made.hexdigest()
 
 
-def memory_of(problem: Any, named: Named) -> dict[str, int]:
-    """Bytes of what a step reads and writes, and of what it holds in between (residuals mostly)."""
+def memory_of(problem: Problem, named: Named, *, within: bool) -> dict[str, int]:
+    """Bytes of what a step reads and writes, and of what it holds `within` (residuals mostly)."""
     optimizer = make_optimizer(named.run.optimizer, named.run.loop.steps, problem.labels)
     state = jax.eval_shape(lambda: start(problem, optimizer))
-    batch = np.asarray(problem.batch(0))
-    parts = jax.ShapeDtypeStruct((1, *batch.shape), batch.dtype)
-    step = jax.jit(make_step(problem, optimizer, seed=named.run.loop.seed), donate_argnums=0)
-    compiled = step.lower(state, parts, problem.fixed).compile()
-    return {
+    found = {
         "trained": bytes_of(state.variables),
         "optimizer": bytes_of(state.optimizer),
         "fixed": bytes_of(problem.fixed),
-        "temporary": compiled.memory_analysis().temp_size_in_bytes,
     }
+    if within:
+        batch = np.asarray(problem.batch(0))
+        parts = jax.ShapeDtypeStruct((1, *batch.shape), batch.dtype)
+        step = jax.jit(make_step(problem, optimizer, seed=named.run.loop.seed), donate_argnums=0)
+        compiled = step.lower(state, parts, problem.fixed).compile()
+        found["temporary"] = compiled.memory_analysis().temp_size_in_bytes
+    return found
 
 
 def bytes_of(tree: Any) -> int:

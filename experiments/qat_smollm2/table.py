@@ -66,7 +66,8 @@ def _same(row: Row) -> str:
 def _memory(row: Row) -> str:
     names = ("trained", "optimizer", "fixed", "temporary", "peak_rss")
     losses = (f"{row['losses'][name]:.4f}" for name in ("first", "last"))
-    sizes = (f"{row['memory'][name] / 1e6:.1f}" for name in names)
+    held = row["memory"]
+    sizes = (f"{held[name] / 1e6:.1f}" if name in held else "" for name in names)
     return _joined([f"`{row['name']}`", *losses, *sizes])
 
 

@@ -54,7 +54,7 @@ def test_integer_sites_give_the_same_bits_in_training_and_after(given):
     # Two layers, no outliers: a flipped code is a matter of one ulp, of 10,000 codes at most a few.
     assert row["flipped_codes"]["mean"] < 1e-3
     assert row["cli_nll"] == pytest.approx(row["trained_nll"], abs=1e-4)
-    assert row["cli_nll"] == pytest.approx(row["nll"], abs=1e-6)
+    assert row["nll"] == row["cli_nll"] and row["kl"] > 0
     assert row["losses"]["last"] < row["losses"]["first"]
     write(row, given)
     assert json.loads((given.runs / "w4a8_qat" / "row.json").read_text())["nll"] == row["nll"]
@@ -94,7 +94,10 @@ def test_adapters_are_trained_and_nothing_else(given):
     assert row["losses"]["last"] < row["losses"]["first"]
     assert row["cli_nll"] == pytest.approx(row["trained_nll"], abs=1e-5)
     full = trained(shortened("full"), given)
-    assert row["memory"]["trained"] < full["memory"]["trained"]
+    for what in ("trained", "optimizer"):
+        assert 0 < row["memory"][what] < full["memory"][what]
+    # Each of the 14 linears keeps its input at least.
+    assert min(row["memory"]["temporary"], full["memory"]["temporary"]) > 14 * 2 * 32 * 64 * 4
     assert full["losses"]["last"] < full["losses"]["first"]
     assert "cli_nll" not in full
 
