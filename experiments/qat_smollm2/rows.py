@@ -70,7 +70,8 @@ MADE = {
 TRAINED = ("w4a8_qat", "w2_qat", "w2_qat_gptq", "full", "qlora")
 """Files of `CONFIGS`."""
 ROWS = (*MADE, *TRAINED)
-QUICK = ("w4a8_round", "w4a8_qat", "w2_round", "w2_qat", "qlora")
+QUICK = ("w2_round", "w2_qat", "qlora")
+"""Also `w4a8_qat` has settings for it: `--quick --rows w4a8_round w4a8_qat`."""
 
 _LEFT = tuple(jq.Rule(match=match) for match in ("layers/[3-9]/*", "layers/[12]?/*"))
 

@@ -51,7 +51,7 @@ def main() -> int:
     }
     check_setting(runs, setting, given.again)
     every = QUICK if given.quick else ROWS
-    wanted = [name for name in every if name in given.rows] if given.rows else every
+    wanted = [name for name in ROWS if name in given.rows] if given.rows else every
     for number, name in enumerate(wanted, 1):
         file = runs / name / "row.json"
         # A quick run is a check of the code as it is.
@@ -66,7 +66,7 @@ def main() -> int:
             return 1
     rows = {
         name: json.loads(file.read_text(encoding="utf-8"))
-        for name in every
+        for name in ROWS
         if (file := runs / name / "row.json").exists()
     }
     result = {
