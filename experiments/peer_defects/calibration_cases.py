@@ -1,4 +1,4 @@
-"""Cases 2 to 6 and 8: calibration and training, of which jaxquant has no training yet."""
+"""Cases 2 to 6 and 8: calibration and training."""
 
 import dataclasses
 
@@ -150,6 +150,5 @@ CALIBRATION_CASES = (
         parts=("ragged_dot",),
         inputs=lambda part: ragged().inputs(),
         judge=_judge_8,
-        built=False,
     ),
 )

@@ -16,7 +16,7 @@ from flax import nnx
 from flax_models import bytes_of, make, nested, products_of
 
 import jaxquant as jq
-from jaxquant import algorithms, intercept, numerics
+from jaxquant import algorithms, intercept, numerics, training
 from jaxquant.qarray import is_qarray
 
 Arrays = dict[str, Any]
@@ -179,11 +179,24 @@ def _smoothquant(part: str, inputs: Arrays) -> Arrays:
     return {"products": np.array(products_of(jaxpr.jaxpr))}
 
 
+def _qat(part: str, inputs: Arrays) -> Arrays:
+    """The forward of training: codes made in the call, the experts multiplied by `ragged_dot`."""
+    params, x = _split(inputs)
+    model = make(8, part, params)
+    variables = {"params": nested(params)}
+    learned = training.LSQ(start=training.Start.RANGE)
+    rule = jq.Rule(match="*", weights=INT8, training=training.Training(weights=learned))
+    plan = jq.plan(model, variables, *x, recipe=jq.Recipe(name="qat", rules=(rule,)))
+    tvariables = jq.start_training(model, variables, plan)
+    return {"y": jq.simulate(model, plan).apply(tvariables, *x)}
+
+
 RUNS: dict[int, Callable[[str, Arrays], Arrays]] = {
     **{number: _model(number) for number in (1, 7, 9, 10, 11, 12, 13, 14)},
     **{number: _gptq(number) for number in (2, 3, 4)},
     5: _gptq_compiling,
     6: _smoothquant,
+    8: _qat,
     15: _named("NVFP4"),
     16: _named(""),
     17: _stochastic,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import peers
 from rows import quick, Row, ROWS, SITES, SMOOTH_WINDOWS
+from scores import bits, scores
 from static_sites import site_rows
 from subject import Data, opened, spread, tokens
 
@@ -18,7 +19,7 @@ import jaxquant as jq
 from jaxquant.calibrate import calibrate, Calibrated, Settings, token_batches
 from jaxquant.checkpoint import materialize
 from jaxquant.cli._quantize import peak_rss_bytes, plan_for
-from jaxquant.evaluate import Evaluation, score
+from jaxquant.evaluate import score
 from jaxquant.models import bind
 
 COMPILING = ("/jax/core/compile/backend_compile_duration", "/jax/core/compile/jaxpr_to_mlir_")
@@ -107,28 +108,6 @@ def measured(
         "bits_per_weight": bits(plan),
         "calibrated": None if made is None else account(made),
     }
-
-
-def scores(scored: Evaluation) -> dict[str, Any]:
-    """Means over windows with their standard errors; the windows themselves, for other pairs."""
-    assert scored.kl_per_window is not None
-    kl = np.asarray(scored.kl_per_window)
-    error = float(kl.std(ddof=1) / np.sqrt(len(kl))) if len(kl) > 1 else None
-    return {
-        "kl": scored.kl,
-        "kl_stderr": error,
-        "nll": scored.nll,
-        "nll_difference": scored.nll_difference,
-        "nll_difference_stderr": scored.nll_difference_stderr,
-        "top1": scored.top1,
-        "kl_per_window": [round(float(x), 6) for x in kl],
-    }
-
-
-def bits(plan: jq.Plan) -> float:
-    """Of a weight that is quantized, with its scales and zero points."""
-    values = sum(dict(plan.counts)[leaf.path] for leaf in plan.leaves)
-    return 8 * sum(leaf.bytes_after for leaf in plan.leaves) / values
 
 
 def account(made: Calibrated) -> dict[str, Any]:

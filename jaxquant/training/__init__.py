@@ -6,6 +6,7 @@ from ._estimators import (
     LSQPlus as LSQPlus,
     MovingAverage as MovingAverage,
     PACT as PACT,
+    Start as Start,
     StraightThrough as StraightThrough,
 )
 from ._gradients import rounded_gradient as rounded_gradient

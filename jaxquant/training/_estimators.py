@@ -19,6 +19,7 @@ Sources: Bengio et al. 2013 (arXiv:1308.3432); Esser et al., "Learned Step Size 
 """
 
 import dataclasses
+import enum
 import math
 from typing import Any, ClassVar
 
@@ -37,12 +38,24 @@ class StraightThrough:
     learned: ClassVar[tuple[str, ...]] = ()
 
 
+class Start(enum.Enum):
+    """Where learned scales start."""
+
+    MEAN = "mean"
+    """`2 mean|v| / sqrt(Qp)`, as the paper has it. Of 8 bits that is a gap several times as wide as
+    rounding's, of 4 bits still a wider one: for long training."""
+    RANGE = "range"
+    """By the range rule of the scheme, where rounding after training is: for fine-tuning. Of
+    activations, the largest magnitude of the batches."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LSQ:
     """Learned scales. With `scaled` their gradient is multiplied by `1 / sqrt(N Qp)`, where `N` are
     the weights, or the features, that share the scale."""
 
     scaled: bool = True
+    start: Start = Start.MEAN
     name: ClassVar[str] = "lsq"
     learned: ClassVar[tuple[str, ...]] = ("scale",)
 
@@ -50,7 +63,7 @@ class LSQ:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LSQPlus:
     """Learned scales and offsets, `v_hat = s Q((v - offset) / s) + offset`: for schemes with zero
-    points, which are `-offset / s`."""
+    points, which are `-offset / s`. Those of weights start by the range rule of the scheme."""
 
     scaled: bool = True
     name: ClassVar[str] = "lsq_plus"

@@ -10,11 +10,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..numerics import decode, encode, MinMax
+from ..numerics import decode, encode
 from ..qarray import QArray, Scheme, tile_shape
 from ..qarray._qarray import scale_values, spread, tile_counts
 from ..qarray._quantize import quantize_array, quantize_with, stored_zero_point, wanted_scale
-from ._estimators import Estimator, gradient_scale, LSQPlus, MovingAverage, PACT, StraightThrough
+from ._estimators import (
+    Estimator,
+    gradient_scale,
+    LSQ,
+    LSQPlus,
+    MovingAverage,
+    PACT,
+    Start,
+    StraightThrough,
+)
 
 Learned = Mapping[str, Float[Array, "*tiles"]]
 """What an estimator learns, by name: one entry a tile."""
@@ -143,19 +152,21 @@ def first_range(
 ) -> dict[str, Float[Array, "*tiles"]]:
     """Where what is learned of a weight starts, a tile an entry.
 
-    LSQ: `2 mean|w| / sqrt(Qp)` (section 2.1). LSQ+ has offsets for ranges that are not centered:
-    from least to largest value.
+    LSQ: `2 mean|w| / sqrt(Qp)` (section 2.1), or by the range rule of the scheme. LSQ+, which has
+    offsets for ranges that are not centered: by the range rule.
     """
-    counts, full = tile_counts(w.shape, tile), jnp.abs(w.astype(jnp.float32))
+    wide = w.astype(jnp.float32)
+    if isinstance(estimator, LSQ) and estimator.start is Start.RANGE:
+        # A range may meet its largest magnitude with the lowest code; learned scales are positive.
+        return {"scale": jnp.abs(wanted_scale(wide, scheme, tile)[0])}
+    if isinstance(estimator, LSQPlus):
+        scale, low = wanted_scale(wide, scheme, tile)
+        assert low is not None
+        return {"scale": scale, "offset": low - scale * scheme.values.lowest}
+    counts = tile_counts(w.shape, tile)
     size = _over_tiles(jnp.ones(w.shape, jnp.float32), tile, counts)
-    mean = _over_tiles(full, tile, counts) / size
-    if not isinstance(estimator, LSQPlus):
-        return range_from(estimator, scheme, mean, mean, mean)
-    scale, low = wanted_scale(
-        w.astype(jnp.float32), dataclasses.replace(scheme, range=MinMax()), tile
-    )
-    assert low is not None
-    return {"scale": scale, "offset": low - scale * scheme.values.lowest}
+    mean = _over_tiles(jnp.abs(wide), tile, counts) / size
+    return range_from(estimator, scheme, mean, mean, mean)
 
 
 def range_from(
@@ -172,6 +183,9 @@ def range_from(
             return {"alpha": _positive(high)}
         case MovingAverage():
             return {"low": low, "high": high}
+        case LSQ(start=Start.RANGE):
+            peak = jnp.maximum(-low, high)
+            return {"scale": _positive(peak * (1 / format.highest))}
     return {"scale": _positive(mean * (2 / math.sqrt(max(1.0, format.highest))))}
 
 

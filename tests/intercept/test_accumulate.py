@@ -170,7 +170,8 @@ def test_data_parallel_batches_add_up_under_plain_jit():
 @pytest.mark.parametrize("stack", [(), (2,)])
 def test_the_groups_of_a_convolution_are_seen_as_one(stack):
     """Statistics of three groups are those of all rows together; a stack is kept."""
-    observers = (jq.Count(), jq.Extremes(), jq.Peak(), OBSERVERS[-1])  # They merge exactly.
+    seen = jq.observers
+    observers = (seen.Count(), seen.Extremes(), seen.Peak(), OBSERVERS[-1])  # They merge exactly.
     x = X[:6].reshape(*stack, 3, -1, D)
     groups = {o.name: o.measure(x) for o in observers}
     together = {o.name: o.measure(x.reshape(*stack, -1, D)) for o in observers}

@@ -7,7 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxquant.numerics import E4M3, INT2, INT4, INT8, MinMax, NF4, UINT4, UINT8
+from jaxquant.numerics import (
+    AbsMax,
+    BFLOAT16,
+    Convention,
+    E4M3,
+    INT2,
+    INT4,
+    INT8,
+    MeanSquaredError,
+    MinMax,
+    NF4,
+    UINT2,
+    UINT4,
+    UINT8,
+)
 from jaxquant.qarray import dequantize, PER_TENSOR, quantize_array, Scheme, Tile
 from jaxquant.training import (
     codes_of,
@@ -18,6 +32,7 @@ from jaxquant.training import (
     range_from,
     rounded,
     Rounding,
+    Start,
     straight_through,
     StraightThrough,
 )
@@ -176,6 +191,43 @@ def test_without_anything_learned_codes_are_those_of_quantize_array():
     np.testing.assert_array_equal(found.scale, expected.scale)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "estimator"),
+    [
+        (Scheme(values=INT8, tile=Tile(contracted=None)), LSQ(start=Start.RANGE)),
+        (
+            Scheme(values=INT4, tile=Tile(contracted=16), range=MeanSquaredError(base=AbsMax())),
+            LSQ(start=Start.RANGE),
+        ),
+        (
+            Scheme(
+                values=UINT2,
+                tile=Tile(contracted=16),
+                scale=BFLOAT16,
+                zero_point=UINT2,
+                range=MeanSquaredError(base=MinMax()),
+            ),
+            LSQPlus(),
+        ),
+    ],
+    ids=str,
+)
+def test_from_the_range_rule_training_starts_at_the_codes_of_rounding(scheme, estimator):
+    w = jax.random.normal(jax.random.key(0), (64, 8)) + 0.1
+    rounding = Rounding(scheme=scheme, contracted=(0,), estimator=estimator)
+    learned = first_range(estimator, w, scheme, rounding.tile(w.shape))
+    found, expected = codes_of(w, learned, rounding), quantize_array(w, scheme, contracted=(0,))
+    np.testing.assert_array_equal(found.codes, expected.codes)
+    np.testing.assert_array_equal(found.scale, expected.scale)
+
+
+def test_a_range_that_meets_its_peak_with_the_lowest_code_starts_at_a_positive_scale():
+    scheme = Scheme(values=INT4, tile=PER_TENSOR, range=AbsMax(convention=Convention.SIGNED))
+    for w in (EXAMPLE, -EXAMPLE):
+        found = first_range(LSQ(start=Start.RANGE), w, scheme, (7,))["scale"]
+        assert float(found[0]) == pytest.approx(3.0 / 8)
+
+
 def test_ranges_of_activations_start_from_what_was_seen():
     mean, low, high = jnp.array([0.5]), jnp.array([-1.0]), jnp.array([3.0])
     lsq = range_from(LSQ(), Scheme(values=INT8, tile=PER_TENSOR), mean, low, high)
@@ -186,5 +238,7 @@ def test_ranges_of_activations_start_from_what_was_seen():
     plus = range_from(LSQPlus(), scheme, mean, low, high)
     assert float(plus["scale"][0]) == pytest.approx(4 / 255)
     assert float(plus["offset"][0]) == pytest.approx(-1.0)
+    ends = range_from(LSQ(start=Start.RANGE), Scheme(values=INT8, tile=PER_TENSOR), mean, low, high)
+    assert float(ends["scale"][0]) == pytest.approx(3 / 127)
     nothing = jnp.zeros(1)
     assert float(range_from(LSQ(), TWO_BITS, nothing, nothing, nothing)["scale"][0]) == 1.0

@@ -1,0 +1,1 @@
+"""SmolLM2 trained in few bits: see README.md."""
