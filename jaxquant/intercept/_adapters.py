@@ -37,10 +37,7 @@ def add_adapters(qvariables: Any, plan: Plan, key: Any) -> Any:
             "Rule(match=..., weights=..., adapter=LoRA(rank=16))."
         )
     for site in adapted:
-        leaf = plan.by_path[site.path]
-        stack = tuple(leaf.shape[a] for a in leaf.stack)
-        k = math.prod(leaf.shape[a] for a in leaf.contracted)
-        n = math.prod(leaf.shape) // max(1, k * math.prod(stack))
+        stack, k, n = plan.by_path[site.path].matrix
         own = jax.random.fold_in(key, zlib.crc32(site.site.encode()))
         assert site.adapter is not None
         made = site.adapter.start(own, stack=stack, k=k, n=n)

@@ -95,8 +95,13 @@ def pure_function(model: Any) -> Any:
         return linen_function(model)
     if isinstance(model, nnx.Module):
         return nnx_function(model)
-    raise TypeError(
-        f"A model is a flax.linen.Module or a flax.nnx.Module, not {type(model).__name__}."
+    raise not_a_model(model)
+
+
+def not_a_model(x: Any) -> TypeError:
+    """What is raised for something else than a model."""
+    return TypeError(
+        f"A model is a flax.linen.Module or a flax.nnx.Module, not {type(x).__name__}."
     )
 
 
@@ -149,9 +154,7 @@ def wrap(model: Any, plan: Plan, qvariables: Any = None, *, backend: str | None 
         return LinenModel(model, plan, backend=backend)
     if isinstance(model, nnx.Module):
         return NNXModel(model, plan, qvariables, backend=backend)
-    raise TypeError(
-        f"A model is a flax.linen.Module or a flax.nnx.Module, not {type(model).__name__}."
-    )
+    raise not_a_model(model)
 
 
 def observe(

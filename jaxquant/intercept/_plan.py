@@ -61,6 +61,13 @@ class LeafPlan:
         return self.abstract.tile
 
     @property
+    def matrix(self) -> tuple[tuple[int, ...], int, int]:
+        """As a stack of matrices: the sizes of its stack axes, its inputs and its outputs."""
+        stack = tuple(self.shape[a] for a in self.stack)
+        k = math.prod(self.shape[a] for a in self.contracted)
+        return stack, k, math.prod(self.shape) // max(1, k * math.prod(stack))
+
+    @property
     def bytes_before(self) -> int:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 

@@ -33,17 +33,17 @@ def prepare(
         raise ValueError(
             f"There is no backend named {backend!r}. It is one of {', '.join(BACKENDS)}."
         )
-    deciding = _deciding(plan)
+    by_path = deciding(plan)
 
     def one(path: str | None, leaf: Any) -> Any:
-        if path is None or not isinstance(leaf, QArray) or path not in deciding:
+        if path is None or not isinstance(leaf, QArray) or path not in by_path:
             return leaf
-        return relayout(leaf, _layout(leaf, deciding[path], backend, packed))
+        return relayout(leaf, stored_layout(leaf, by_path[path], backend, packed))
 
     return map_leaves(one, qvariables)
 
 
-def _deciding(plan: Plan) -> dict[str, SitePlan]:
+def deciding(plan: Plan) -> dict[str, SitePlan]:
     """The site whose op says how a parameter is stored, by the parameter's path."""
     quantized = [site for site in plan.sites if site.weights is not None]
     # A lookup reads rows, which any layout gives; where there is a product too, that decides.
@@ -51,12 +51,8 @@ def _deciding(plan: Plan) -> dict[str, SitePlan]:
     return {site.path: site for site in by_weight}
 
 
-def layout_of(q: QArray, path: str, plan: Plan, backend: str) -> Layout:
-    """The layout in which `backend` reads the parameter at `path`."""
-    return _layout(q, _deciding(plan)[path], backend, False)
-
-
-def _layout(q: QArray, site: SitePlan, backend: str, packed: bool) -> Layout:
+def stored_layout(q: QArray, site: SitePlan, backend: str, packed: bool = False) -> Layout:
+    """The layout in which `backend` reads a parameter, for the site that decides it."""
     assert site.roles is not None
     contracted, stack = role_axes(site.roles)
     layout = layout_for(backend, q, contracted, stack)

@@ -33,7 +33,7 @@ from ._joined import plain, Sliced
 from ._modes import Infer, Observe
 from ._observers import Extremes
 from ._plan import LeafPlan, Plan, PlanError, SitePlan
-from ._prepare import layout_of
+from ._prepare import deciding, stored_layout
 from ._products import bind_plain, dot_of_codes, planned_product
 from ._roles import ragged_axes
 from ._weight import is_weight, Weight
@@ -271,18 +271,15 @@ def entered(
     plan: Plan, parameters: Mapping[str, Any], learned: Mapping[str, Any], backend: str | None
 ) -> dict[str, tuple[Any, QArray]]:
     """The parameters that the plan quantizes, each with its codes as the backend reads them."""
-    return {
-        leaf.path: _entered(plan, leaf, parameters[leaf.path], learned.get(leaf.path, {}), backend)
-        for leaf in plan.leaves
-    }
+    by_path, backend = deciding(plan), backend or preferred_backend()
 
+    def pair(leaf: LeafPlan) -> tuple[Any, QArray]:
+        own = dict(learned.get(leaf.path, {}))
+        made: Any = rounded(rounding_of(plan, leaf), parameters[leaf.path], own)
+        anchor, q = made
+        return anchor, relayout(q, stored_layout(q, by_path[leaf.path], backend))
 
-def _entered(
-    plan: Plan, leaf: LeafPlan, w: Any, learned: Mapping[str, Any], backend: str | None
-) -> tuple[Any, QArray]:
-    pair: Any = rounded(rounding_of(plan, leaf), w, dict(learned))
-    anchor, q = pair
-    return anchor, relayout(q, layout_of(q, leaf.path, plan, backend or preferred_backend()))
+    return {leaf.path: pair(leaf) for leaf in plan.leaves}
 
 
 def rounding_of(plan: Plan, leaf: LeafPlan) -> Rounding:

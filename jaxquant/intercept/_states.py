@@ -107,9 +107,7 @@ def abstract_states(plan: Plan) -> dict[str, dict[str, Any]]:
         if not needed:
             continue
         leaf = plan.by_path[site.path]
-        stack = [leaf.shape[a] for a in leaf.stack]
-        k = math.prod(leaf.shape[a] for a in leaf.contracted)
-        n = math.prod(leaf.shape) // max(1, k * math.prod(stack))
+        stack, k, n = leaf.matrix
         assert site.activations is not None
         tile = site.activations.tile.contracted or k
         if site.static and k % tile:

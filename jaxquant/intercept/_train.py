@@ -12,7 +12,7 @@ from ..qarray import Scheme
 from ..training import codes_of, first_range, held_scale, MovingAverage, range_from
 from ._accumulate import ungrouped
 from ._evaluate import Evaluator
-from ._front import observe
+from ._front import not_a_model, observe
 from ._linen import checked, linen_function, LinenModel
 from ._nnx import nnx_function, NNXModel
 from ._observers import Extremes, mean_magnitude, Moments
@@ -64,13 +64,15 @@ def start_training(
     given = {} if calibrated is None else states_of(calibrated)
     states: dict[str, dict[str, Any]] = {}
     for site in static:
-        if site not in watched and site.site not in given:
+        if site in watched:
+            continue
+        if site.site not in given:
             raise ValueError(
                 f"{site.site} has static activations whose ranges are not learned. Give those that "
                 "jaxquant.calibrate finds (calibrated=made.qvariables), or an estimator that "
                 "learns them: Training(activations=LSQ())."
             )
-        states |= {} if site in watched else {site.site: given[site.site]}
+        states[site.site] = given[site.site]
     if watched:
         observers = (Moments(), Extremes())
         statistics = observe(model, variables, batches, observers=observers, **kwargs)
@@ -266,9 +268,7 @@ def simulate(model: Any, plan: Plan, tvariables: Any = None, *, backend: str | N
         return SimulatedLinen(model, plan, backend=backend)
     if isinstance(model, nnx.Module):
         return SimulatedNNX(model, plan, tvariables, backend=backend)
-    raise TypeError(
-        f"A model is a flax.linen.Module or a flax.nnx.Module, not {type(model).__name__}."
-    )
+    raise not_a_model(model)
 
 
 def convert(tvariables: Any, plan: Plan) -> Any:

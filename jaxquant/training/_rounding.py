@@ -69,12 +69,20 @@ def held_scale(learned: Learned, scheme: Scheme) -> tuple[Any, Any]:
 
 def _of_range(low: Any, high: Any, scheme: Scheme) -> tuple[Any, Any]:
     """The scales and zero points of ranges from least to largest value; 0 is always within."""
+    scale = _gap(low, high, scheme)
+    if scheme.zero_point is None:
+        return scale, None
+    zero = scheme.values.lowest - jnp.minimum(low, 0.0) / scale
+    return scale, stored_zero_point(zero, scheme.zero_point)
+
+
+def _gap(low: Any, high: Any, scheme: Scheme) -> Any:
+    """The scale of a range from least to largest value, which 0 is within."""
     low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
     format = scheme.values
     if scheme.zero_point is None:
-        return _positive(jnp.maximum(-low, high) * (1 / format.highest)), None
-    scale = _positive((high - low) * (1 / (format.highest - format.lowest)))
-    return scale, stored_zero_point(format.lowest - low / scale, scheme.zero_point)
+        return _positive(jnp.maximum(-low, high) * (1 / format.highest))
+    return _positive((high - low) * (1 / (format.highest - format.lowest)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -176,16 +184,14 @@ def range_from(
     format = scheme.values
     match estimator:
         case LSQPlus():
-            low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
-            scale = _positive((high - low) * (1 / (format.highest - format.lowest)))
-            return {"scale": scale, "offset": low - scale * format.lowest}
+            scale = _gap(low, high, scheme)
+            return {"scale": scale, "offset": jnp.minimum(low, 0.0) - scale * format.lowest}
         case PACT():
             return {"alpha": _positive(high)}
         case MovingAverage():
             return {"low": low, "high": high}
         case LSQ(start=Start.RANGE):
-            peak = jnp.maximum(-low, high)
-            return {"scale": _positive(peak * (1 / format.highest))}
+            return {"scale": _gap(low, high, scheme)}
     return {"scale": _positive(mean * (2 / math.sqrt(max(1.0, format.highest))))}
 
 

@@ -42,7 +42,7 @@ def _unfit(estimator: Estimator, scheme: Scheme) -> str | None:
         return None
     if isinstance(scheme.scale, Scheme) or scheme.centered:
         return "scales that are learned are plain, one a tile"
-    if isinstance(scheme.scale, Scheme) or scheme.scale.bits < 16:
+    if scheme.scale.bits < 16:
         return "scales of fewer than 16 bits would not move; hold them in FLOAT32 or BFLOAT16"
     offset = "offset" in estimator.learned
     if offset and scheme.zero_point is None:
