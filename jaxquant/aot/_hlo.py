@@ -4,17 +4,8 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 
-from ._hlo_text import Computation, Instruction, Module, read_module, Shape
+from ._hlo_text import COLLECTIVES, Computation, Instruction, Module, read_module, Shape
 
-COLLECTIVES = (
-    "all-gather",
-    "all-reduce",
-    "reduce-scatter",
-    "collective-permute",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-broadcast",
-)
 # Nothing is read or written by these; what they hold is counted where it is used.
 _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id "
@@ -235,6 +226,8 @@ class _Walk:
         for name in (*each.names("calls"), *each.names("to_apply")):
             inside = self.module.computations.get(name)
             for inner in inside.instructions.values() if inside else ():
+                if inner.name in inside.continued:
+                    continue
                 for found, instruction in self._exchanges(inner):
                     # The TPU compiler writes a reduce-scatter as this fusion.
                     scatter = found == "all-reduce" and "all-reduce-scatter" in name
@@ -267,6 +260,8 @@ class _Walk:
         for user in computation.users.get(value.name, ()):
             position = user.operands.index(value.name)
             called = self._called(user)
+            if user.name in computation.continued or (user.is_root and computation.continued):
+                continue
             if user.opcode in _SAME_BYTES and not user.is_root:
                 total += self._part_read(computation, user)
             elif user.opcode in _SLICES and position == 0:
@@ -301,6 +296,9 @@ class _Walk:
     def _part_written(self, computation: Computation, result: Instruction) -> int:
         while result.opcode in ("bitcast", "reshape"):
             result = computation.instructions[result.operands[0]]
+        handed_on = result.opcode == "parameter" and bool(computation.continued)
+        if handed_on or result.name in computation.continued:
+            return 0
         if result.opcode == "dynamic-update-slice":
             return self._update(result, computation)
         return sum(shape.bytes for shape in result.shapes)

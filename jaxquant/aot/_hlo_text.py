@@ -16,6 +16,17 @@ _NAME = re.compile(r"%([\w.<>\-]+)")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 
 
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "collective-permute",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-broadcast",
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
     """One array: its element type, its size, and where and how it lies.
@@ -99,6 +110,23 @@ class Computation:
             for name in dict.fromkeys(each.operands):
                 found.setdefault(name, []).append(each)
         return {name: tuple(users) for name, users in found.items()}
+
+    @functools.cached_property
+    def continued(self) -> frozenset[str]:
+        """The collectives that another fusion began.
+
+        The TPU compiler spreads an asynchronous one over the fusions that run meanwhile, and hands
+        its buffers from one to the next: each names it, the first with `AsyncCollectiveStart`.
+        """
+        return frozenset(
+            each.name
+            for each in self.instructions.values()
+            if each.opcode in COLLECTIVES and "chain_id=" in each.attributes
+            if not any(
+                user.quoted("custom_call_target") == "AsyncCollectiveStart"
+                for user in self.users.get(each.name, ())
+            )
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

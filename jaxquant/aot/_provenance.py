@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ._hlo import COLLECTIVES
-from ._hlo_text import Computation, Instruction, Module, read_module
+from ._hlo_text import COLLECTIVES, Computation, Instruction, Module, read_module
 
 Sources = frozenset[bool]
 """Whether the arguments that a value is made of are weights. A tuple has a tuple of these."""

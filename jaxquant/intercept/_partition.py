@@ -21,6 +21,8 @@ def partition(variables: Any, *, match: str = "*") -> tuple[Any, Any]:
     shell pattern, as in rules; what belongs to quantization is under `jaxquant/`). `combine` is the
     inverse.
 
+    **Raises:** `ValueError` if `match` names nothing that can be trained: codes have no gradient.
+
     ```python
     trainable, frozen = jq.partition(qvariables)
     gradients = jax.grad(lambda t: loss(qmodel.apply(jq.combine(t, frozen), x)))(trainable)
@@ -34,6 +36,21 @@ def partition(variables: Any, *, match: str = "*") -> tuple[Any, Any]:
         return floating and fnmatch.fnmatchcase(path, match)
 
     chosen = [trained(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]
+    if match != "*" and not any(chosen):
+        codes = sum(
+            is_qarray(leaf) and fnmatch.fnmatchcase(path, match)
+            for path, leaf in zip(paths, leaves, strict=True)
+        )
+        raise ValueError(
+            f"match={match!r} names no array that can be trained"
+            + (
+                f", but {codes} held as codes, which have no gradient. Train"
+                if codes
+                else ". Train"
+            )
+            + " other leaves, or adapters (jaxquant.add_adapters), or quantize in training "
+            "(jaxquant.start_training)."
+        )
     pairs = list(zip(chosen, leaves, strict=True))
     return (
         jax.tree.unflatten(tree, [leaf if taken else None for taken, leaf in pairs]),

@@ -1,12 +1,14 @@
 """How parameters lie on a mesh: noted in the plan, and told to kernels at each site."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from ..qarray._sharding import axes_of, replicated_axes
+from ..qarray import QArray
+from ..qarray._sharding import axes_of, is_explicit, replicated_axes, shardings_like
 from ._explicit import explicit_sharding
 from ._plan import LeafPlan, Plan, PlanError
 from ._weight import Weight
@@ -59,6 +61,47 @@ def weight_sharding(weight: Weight, plan: Plan) -> NamedSharding | None:
             return None
         entries.append(tuple(names[0].split(",")) if names and names[0] else None)
     return NamedSharding(_automatic(mesh), PartitionSpec(*entries))
+
+
+def gathered(weight: Weight, plan: Plan, axes: frozenset[str]) -> Weight:
+    """The weight with codes that no mesh axis of `axes` cuts; its float array stays where it lies.
+
+    So codes are what devices exchange, and the gradient of the array is summed into its shards.
+    """
+    lies = weight_sharding(weight, plan)
+    if lies is None or not weight.quantized:
+        return weight
+    # Cut first: where codes are made is where the array lies.
+    codes = _laid(_laid(weight.value, lies), undivided(lies, axes))
+    return dataclasses.replace(weight, value=codes, trained=_laid(weight.trained, lies))
+
+
+def undivided(sharding: NamedSharding, axes: frozenset[str]) -> NamedSharding:
+    """The sharding without the mesh axes `axes`."""
+    kept = [tuple(name for name in axes_of(entry) if name not in axes) for entry in sharding.spec]
+    return NamedSharding(sharding.mesh, PartitionSpec(*(names or None for names in kept)))
+
+
+def check_gathered(plan: Plan, axes: frozenset[str]) -> None:
+    """**Raises:** `PlanError` for a mesh axis that cuts no quantized parameter of the plan."""
+    known = {name for leaf in plan.leaves for entry in leaf.spec for name in entry.split(",")}
+    unknown = sorted(axes - known)
+    if unknown:
+        raise PlanError(
+            f"gather={unknown[0]!r} names a mesh axis that cuts no quantized parameter; those that "
+            f"do are: {', '.join(sorted(known - {''})) or 'none'}. Make the plan with variables "
+            "that lie on the mesh, or with sharding=."
+        )
+
+
+def _laid(x: Any, sharding: NamedSharding) -> Any:
+    """An array or QArray, put where `sharding` says."""
+    move: Callable[..., Any] = (
+        jax.sharding.reshard if is_explicit(sharding.mesh) else jax.lax.with_sharding_constraint
+    )
+    if not isinstance(x, QArray):
+        return move(x, sharding)
+    return jax.tree.map(move, x, shardings_like(x, sharding))
 
 
 def _automatic(mesh: AbstractMesh) -> AbstractMesh:

@@ -32,6 +32,7 @@ from ._inputs import measure
 from ._joined import plain, Sliced
 from ._modes import Infer, Observe
 from ._observers import Extremes
+from ._placed import gathered, undivided
 from ._plan import LeafPlan, Plan, PlanError, SitePlan
 from ._prepare import deciding, stored_layout
 from ._products import bind_plain, dot_of_codes, planned_product
@@ -53,8 +54,10 @@ class Simulate(Infer):
         backend: str | None = None,
         strength: Any = None,
         watching: bool = False,
+        gather: frozenset[str] = frozenset(),
     ):
         super().__init__(plan, backend=backend)
+        self.gather = gather
         self.reads_stacks = False
         self.strength = strength
         self.collects = watching
@@ -71,7 +74,7 @@ class Simulate(Infer):
             values = map(functools.partial(part_way, self.strength), anchors, held)
             return eqn.primitive.bind(*values, **eqn.params), seen
         # What state does with inputs was done; what is left of a plan is not traced.
-        settings = {side: _settings(met) for side, met in plans.items()}
+        settings = {side: self._settings(met) for side, met in plans.items()}
 
         def product(held: Sequence[Any]) -> Any:
             return compute(eqn, list(held), settings, self.backend)
@@ -108,6 +111,7 @@ class Simulate(Infer):
         """What gradients of an operand reach, and what the site computes on."""
         if is_weight(x):
             if side in plans:
+                x = self._whole(x)
                 return x.trained, x.value
             array = self.array(x)
             return array, array
@@ -117,6 +121,16 @@ class Simulate(Infer):
             x = plain(x) if isinstance(x, Sliced) else x
             return x, x
         return activations(x, met, *axes)
+
+    def _whole(self, weight: Weight) -> Weight:
+        """The weight as sites compute on it: with codes that are gathered, if that is asked for."""
+        return gathered(weight, self.plan, self.gather) if self.gather else weight
+
+    def _settings(self, met: Met) -> Met:
+        lies = met.sharding
+        if lies is not None and self.gather:
+            lies = undivided(lies, self.gather)
+        return Met(plan=met.plan, order=met.order, sharding=lies)
 
     def product(self, site: str, path: str, operands: Sequence[Any], eqn: Any) -> Any:
         """A product of two activations: as in mode infer, differentiated in the same way."""
@@ -140,6 +154,7 @@ class Simulate(Infer):
 
     def array(self, weight: Weight) -> Any:
         """The array that a weight's codes stand for, whose gradient reaches what is trained."""
+        weight = self._whole(weight)
         if self.strength is not None:
             return part_way(self.strength, weight.trained, weight.value)
         return straight_through(
@@ -184,10 +199,6 @@ def part_way(strength: Any, anchor: Any, held: Any) -> Any:
     return anchor + lax.stop_gradient(jnp.asarray(strength, jnp.float32) * moved).astype(
         anchor.dtype
     )
-
-
-def _settings(met: Met) -> Met:
-    return Met(plan=met.plan, order=met.order, sharding=met.sharding)
 
 
 def _inputs(eqn: Any, side: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:

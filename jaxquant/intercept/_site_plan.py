@@ -114,6 +114,14 @@ def clashes(path: str, sites: Sequence[SitePlan], elsewhere: str) -> list[str]:
                 f"{informed[0].site} and {site.site} would choose the codes of {path} by "
                 f"{informed[0].algorithm} and {site.algorithm}; give both the same algorithm"
             )
+    trained = [s for s in sites if s.weights and s.training is not None]
+    for site in trained[1:]:
+        one, other = (s.training and s.training.weights for s in (trained[0], site))
+        if one != other:
+            found.append(
+                f"{trained[0].site} and {site.site} would round {path} in training by {one} and "
+                f"{other}; give both the same estimator"
+            )
     if first.scaling is not None and elsewhere == "dequantize":
         found.append(
             f"{path} is scaled for {first.site}, and elsewhere='dequantize' would let others read "

@@ -1,6 +1,6 @@
 """Training with quantization in the loop: start, simulate, convert."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn, nnx
 
-from ..qarray import Scheme
+from ..qarray import QArray, Scheme
 from ..training import codes_of, first_range, held_scale, MovingAverage, range_from
 from ._accumulate import ungrouped
 from ._evaluate import Evaluator
@@ -16,7 +16,8 @@ from ._front import not_a_model, observe
 from ._linen import checked, linen_function, LinenModel
 from ._nnx import nnx_function, NNXModel
 from ._observers import Extremes, mean_magnitude, Moments
-from ._plan import LeafPlan, Plan
+from ._placed import check_gathered
+from ._plan import LeafPlan, Plan, PlanError
 from ._simulate import check_trainable, entered, moves, rounding_of, Simulate, training_of
 from ._states import by_path
 from ._trace import run
@@ -51,9 +52,9 @@ def start_training(
     which `jaxquant.calibrate` made by a plan with the same sites.
 
     **Raises:** `ValueError` if ranges of activations are learned and there are no batches, or fixed
-    and not `calibrated`; or if a weight is not finite.
+    and not `calibrated`; or if a weight is not finite. `PlanError` for weights that are codes.
     """
-    known = parameters(variables)
+    known = _floats(variables, plan)
     learned = {
         leaf.path: _first_of_weight(plan, leaf, known[leaf.path])
         for leaf in plan.leaves
@@ -84,6 +85,21 @@ def start_training(
     return stamped(variables, plan.fingerprint, states, learned)
 
 
+def _floats(variables: Any, plan: Plan) -> dict[str, Any]:
+    """The parameters by path.
+
+    **Raises:** `PlanError` if one that the plan quantizes is held as codes.
+    """
+    known = parameters(variables)
+    for leaf in plan.leaves:
+        if isinstance(known.get(leaf.path), QArray):
+            raise PlanError(
+                f"{leaf.path} is held as codes, which have no gradient. Start training from the "
+                "float variables, or train adapters beside the codes (jaxquant.add_adapters)."
+            )
+    return known
+
+
 def _first_of_weight(plan: Plan, leaf: LeafPlan, w: Any) -> dict[str, Any]:
     rounding = rounding_of(plan, leaf)
     w = jnp.asarray(w)
@@ -112,6 +128,17 @@ def _first_of_inputs(plan: Plan, site: Any, statistics: Mapping[str, Any]) -> di
 class SimulatedLinen(LinenModel):
     """A Linen model that is trained as a plan says. Make one with `jaxquant.simulate`."""
 
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        *,
+        backend: str | None = None,
+        gather: frozenset[str] = frozenset(),
+    ):
+        super().__init__(model, plan, backend=backend)
+        self.gather = gather
+
     def apply(self, tvariables: Any, *args: Any, **kwargs: Any) -> Any:
         """`model.apply` with variables of `start_training`: the same arguments and results.
 
@@ -127,14 +154,10 @@ class SimulatedLinen(LinenModel):
         mutable = kwargs.get("mutable", False)
         names = [mutable] if isinstance(mutable, str) else mutable
         if not isinstance(names, (list, tuple)) or COLLECTION not in names:
-            out, written, _ = _simulated(
-                function, tvariables, args, kwargs, self.plan, self.backend
-            )
+            out, written, _ = _simulated(self, function, tvariables, args, kwargs)
             return out if written is None else (out, written)
         kwargs = {**kwargs, "mutable": [name for name in names if name != COLLECTION]}
-        out, written, seen = _simulated(
-            function, tvariables, args, kwargs, self.plan, self.backend, watching=True
-        )
+        out, written, seen = _simulated(self, function, tvariables, args, kwargs, watching=True)
         own = _moved(tvariables, self.plan, seen)
         return out, {**written, COLLECTION: own[COLLECTION]}
 
@@ -150,9 +173,16 @@ class SimulatedNNX(NNXModel):
     wrt: Any = nnx.Any(nnx.Param, QuantizationState)
 
     def __init__(
-        self, model: nnx.Module, plan: Plan, tvariables: Any, *, backend: str | None = None
+        self,
+        model: nnx.Module,
+        plan: Plan,
+        tvariables: Any,
+        *,
+        backend: str | None = None,
+        gather: frozenset[str] = frozenset(),
     ):
         super().__init__(model, plan, tvariables, backend=backend, training=True)
+        self.gather = gather
         learned = learned_of(tvariables)
         self._learned_names = tuple((path, name) for path in learned for name in learned[path])
         self._learned = nnx.List(QuantizationState(learned[p][n]) for p, n in self._learned_names)
@@ -175,14 +205,12 @@ class SimulatedNNX(NNXModel):
         """
         kwargs = {**kwargs, "method": method}
         function = nnx_function(self.model)
-        return _simulated(function, tvariables, args, kwargs, self.plan, self.backend)[0]
+        return _simulated(self, function, tvariables, args, kwargs)[0]
 
     def _evaluate(self, function: Any, state: Any, args: Any, kwargs: Any, states: Any) -> Any:
         variables = self._variables(state)
         watching = any(map(moves, self.plan.sites))
-        out, written, seen = _simulated(
-            function, variables, args, kwargs, self.plan, self.backend, watching=watching
-        )
+        out, written, seen = _simulated(self, function, variables, args, kwargs, watching=watching)
         held = states_of(_moved(variables, self.plan, seen))
         for (site, name), variable in zip(self._state_names, self._states, strict=True):
             if site in seen:
@@ -216,20 +244,22 @@ def _ranges(scheme: Scheme, extremes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _simulated(
+    tmodel: SimulatedLinen | SimulatedNNX,
     function: Any,
     tvariables: Any,
     args: Any,
     kwargs: Any,
-    plan: Plan,
-    backend: str | None,
     *,
     watching: bool = False,
 ) -> Any:
     """What the function returns and writes, and what was seen of inputs, by site."""
+    plan, backend = tmodel.plan, tmodel.backend
     strength = kwargs.pop("strength", None)
     variables = checked(tvariables, plan)
-    trained = entered(plan, parameters(variables), learned_of(tvariables), backend)
-    mode = Simulate(plan, backend=backend, strength=strength, watching=watching)
+    trained = entered(plan, _floats(variables, plan), learned_of(tvariables), backend)
+    mode = Simulate(
+        plan, backend=backend, strength=strength, watching=watching, gather=tmodel.gather
+    )
     evaluator = Evaluator(mode)
     out, written = run(
         function,
@@ -246,16 +276,34 @@ def _simulated(
 
 
 @overload
-def simulate(model: nn.Module, plan: Plan, *, backend: str | None = None) -> SimulatedLinen: ...
+def simulate(
+    model: nn.Module, plan: Plan, *, backend: str | None = None, gather: Sequence[str] | str = ()
+) -> SimulatedLinen: ...
 @overload
 def simulate(
-    model: nnx.Module, plan: Plan, tvariables: Any, *, backend: str | None = None
+    model: nnx.Module,
+    plan: Plan,
+    tvariables: Any,
+    *,
+    backend: str | None = None,
+    gather: Sequence[str] | str = (),
 ) -> SimulatedNNX: ...
-def simulate(model: Any, plan: Plan, tvariables: Any = None, *, backend: str | None = None) -> Any:
+def simulate(
+    model: Any,
+    plan: Plan,
+    tvariables: Any = None,
+    *,
+    backend: str | None = None,
+    gather: Sequence[str] | str = (),
+) -> Any:
     """`model`, computing as `wrap` would have it on the same weights, and differentiable.
 
     A Linen model gets `apply(tvariables, ...)`. Of an NNX model, give `tvariables`: it holds a copy
     of them, is called as before, and is trained as any other.
+
+    `gather` names mesh axes that cut parameters but not the work (FSDP, ZeRO-3): each device rounds
+    its shards, and what devices exchange are codes, at each site where they are multiplied. Where
+    parameters lie is in the plan: make it with sharded variables, or with `sharding=`.
 
     ```python
     tvariables = jq.start_training(model, variables, plan, [(tokens,)])
@@ -264,10 +312,12 @@ def simulate(model: Any, plan: Plan, tvariables: Any = None, *, backend: str | N
     ```
     """
     check_trainable(plan)
+    axes = frozenset([gather] if isinstance(gather, str) else gather)
+    check_gathered(plan, axes)
     if isinstance(model, nn.Module):
-        return SimulatedLinen(model, plan, backend=backend)
+        return SimulatedLinen(model, plan, backend=backend, gather=axes)
     if isinstance(model, nnx.Module):
-        return SimulatedNNX(model, plan, tvariables, backend=backend)
+        return SimulatedNNX(model, plan, tvariables, backend=backend, gather=axes)
     raise not_a_model(model)
 
 
@@ -278,6 +328,7 @@ def convert(tvariables: Any, plan: Plan) -> Any:
     learned scale that is not positive, or a weight that is not finite.
     """
     variables = checked(tvariables, plan)
+    _floats(variables, plan)
     check_learned(tvariables)
     learned = learned_of(tvariables)
 

@@ -192,6 +192,39 @@ def test_collectives_are_counted_once_each():
     assert _step(facts, "cps").bytes == 2 * small
 
 
+def test_a_collective_spread_over_fusions_is_counted_where_it_begins():
+    """As the TPU compiler writes an asynchronous one: buffers go from fusion to fusion."""
+    begun = 'channel_id=3, dimensions={0}, frontend_attributes={chain_id="0"}'
+    facts = hlo_facts(
+        _entry(
+            "  %x = bf16[2,128] parameter(0)",
+            "  %y = f32[8,128] parameter(1)",
+            "  %s = (bf16[2,128], bf16[16,128]) fusion(%x), kind=kCustom, calls=%start",
+            "  %p = bf16[2,128] get-tuple-element(%s), index=0",
+            "  %o = bf16[16,128] get-tuple-element(%s), index=1",
+            "  %t = (f32[8,128], bf16[2,128], bf16[16,128]) fusion(%y, %p, %o), kind=kCustom, "
+            "calls=%meanwhile",
+            "  ROOT %z = f32[8,128] get-tuple-element(%t), index=0",
+            before=(
+                "%start (i: bf16[2,128]) -> (bf16[2,128], bf16[16,128]) {\n"
+                "  %i = bf16[2,128] parameter(0)\n"
+                f"  %ag = bf16[16,128] all-gather(%i), {begun}\n"
+                "  ROOT %c = (bf16[2,128], bf16[16,128]) custom-call(%ag), "
+                'custom_call_target="AsyncCollectiveStart"\n}\n\n'
+                "%meanwhile (a: f32[8,128], b: bf16[2,128], c: bf16[16,128]) -> "
+                "(f32[8,128], bf16[2,128], bf16[16,128]) {\n"
+                "  %a = f32[8,128] parameter(0)\n  %b = bf16[2,128] parameter(1)\n"
+                "  %d = bf16[16,128] parameter(2)\n  %e = f32[8,128] negate(%a)\n"
+                f"  %ag2 = bf16[16,128] all-gather(%b), {begun}\n"
+                "  ROOT %r = (f32[8,128], bf16[2,128], bf16[16,128]) tuple(%e, %b, %ag2)\n}\n"
+            ),
+        )
+    )
+    (gathered,) = facts.collectives
+    assert (gathered.kind, gathered.name, gathered.bytes) == ("all-gather", "s", 16 * 128 * 2)
+    assert _step(facts, "t").bytes == 2 * ROW
+
+
 def test_a_collective_that_another_core_runs_is_found():
     called = (
         "%add (a: f32[], b: f32[]) -> f32[] {\n  %a = f32[] parameter(0)\n"

@@ -9,7 +9,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec as P
 from quantized import SCHEMES
 
 import jaxquant as jq
-from jaxquant.intercept._placed import placed, weight_sharding
+from jaxquant.intercept._placed import check_gathered, placed, undivided, weight_sharding
+from jaxquant.intercept._plan import PlanError
 from jaxquant.intercept._weight import Weight, whole
 
 MESH = Mesh(np.asarray(jax.devices()), ("x",))
@@ -97,3 +98,21 @@ def test_a_scanned_model_runs_kernels_on_four_devices_without_gathering_weights(
     exchanged = [line for line in lines if " all-gather(" in line or " all-reduce(" in line]
     # Activations alone: 8 rows of 256.
     assert exchanged and all("f32[8,256]" in line.split("(")[0] for line in exchanged)
+
+
+@pytest.mark.parametrize(
+    ("spec", "left"),
+    [(P("x"), P(None)), (P(("y", "x"), None), P(("y",), None)), (P(None, "y"), P(None, ("y",)))],
+)
+def test_gathering_takes_its_axes_out_of_a_sharding(spec, left):
+    mesh = AbstractMesh((2, 2), ("x", "y"))
+    assert undivided(NamedSharding(mesh, spec), frozenset("x")).spec == left
+
+
+def test_axes_to_gather_have_to_cut_a_parameter():
+    model, plan, variables, x, _ = _planned()
+    check_gathered(plan, frozenset("x"))
+    with pytest.raises(PlanError, match="gather='y' names a mesh axis.*those that do are: x"):
+        check_gathered(plan, frozenset({"x", "y"}))
+    with pytest.raises(PlanError, match="those that do are: none"):
+        check_gathered(jq.plan(model, variables, x, recipe=RECIPE), frozenset("y"))

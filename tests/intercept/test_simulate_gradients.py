@@ -23,9 +23,12 @@ from simulated import (
 )
 
 import jaxquant as jq
+from jaxquant.aot import hlo_facts
+from jaxquant.intercept._placed import placed
 from jaxquant.training import LSQ, Training
 
 LEARNED = Training(weights=LSQ(), activations=LSQ())
+LEARNED_WEIGHTS = Training(weights=LSQ())
 IMAGES = jax.random.uniform(jax.random.key(3), (4, 6, 6, 3))
 
 
@@ -184,6 +187,39 @@ def test_four_devices_have_the_gradients_of_one(shard):
         )
         tvariables = {**tvariables, "params": params}
     assert_near(gradient(tvariables, x), want)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("training", [Training(), LEARNED_WEIGHTS])
+def test_gathered_codes_have_the_gradients_of_one_device(axis, training):
+    """Parameters cut over the devices that share the batch: codes travel, weights do not."""
+    case = Case(model=Scanned(), args=(jax.random.normal(jax.random.key(7), (8, D)),))
+    plan, tvariables = started(case, weights=W4, activations=A8, training=training)
+    (x,) = case.args
+
+    def gradient(plan, **options):
+        apply = jq.simulate(case.model, plan, **options).apply
+        return jax.jit(jax.value_and_grad(lambda v, x: weighed(apply(v, x))))
+
+    want = gradient(plan)(tvariables, x)
+    mesh = _mesh()
+    cut = jax.NamedSharding(mesh, jax.P(None, *("data" if a == axis else None for a in (1, 2))))
+    plan = placed(plan, {leaf.path: cut for leaf in plan.leaves})
+    params = jax.tree.map(
+        lambda w: jax.device_put(w, cut) if w.ndim == 3 else w, tvariables["params"]
+    )
+    moved = {**tvariables, "params": params}
+    x = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+    step = gradient(plan, gather="data")
+    assert_near(step(moved, x), want)
+    exchanged = hlo_facts(step.lower(moved, x).compile().as_text()).collectives
+    gathers = [shape for each in exchanged if each.kind == "all-gather" for shape in each.shapes]
+    assert any(shape.startswith(("s4[", "s8[")) for shape in gathers)
+    assert not [s for s in gathers if s.startswith(("f32", "bf16")) and _values(s) >= D * D]
+
+
+def _values(shape: str) -> int:
+    return math.prod(int(d) for d in shape.partition("[")[2].rstrip("]").split(",") if d)
 
 
 def test_examples_one_by_one_have_the_gradient_of_all():

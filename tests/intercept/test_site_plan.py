@@ -11,6 +11,7 @@ from methods import Free, Informed, Smooth
 
 import jaxquant as jq
 from jaxquant.ops import Outliers, OutlierWeights
+from jaxquant.training import StraightThrough, Training
 
 K = 8
 
@@ -97,6 +98,11 @@ def test_uses_that_would_choose_codes_differently_are_refused():
     for first, second, said in [
         ({"algorithm": Informed()}, {}, "would choose the codes of w by Informed"),
         ({"scaling": Smooth()}, {}, "with the scalings Smooth.*and None"),
+        (
+            {"training": Training(weights=StraightThrough(clipped=True))},
+            {"training": Training(weights=StraightThrough())},
+            r"would round w in training by StraightThrough\(clipped=True\) and Straight",
+        ),
     ]:
         with pytest.raises(jq.PlanError, match=said):
             _plan(tied, [_rule("w#dot", **first), _rule("w#dot.1", **second)])

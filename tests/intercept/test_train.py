@@ -220,6 +220,18 @@ def test_variables_of_another_plan_are_refused():
         jq.simulate(model, plan).apply(model.init(jax.random.key(0), X), X)
 
 
+def test_codes_are_not_trained():
+    model, plan, tvariables = started()
+    qvariables = jq.convert(tvariables, plan)
+    for refused in (
+        lambda: jq.start_training(model, qvariables, plan),
+        lambda: jq.simulate(model, plan).apply(qvariables, X),
+        lambda: jq.convert(qvariables, plan),
+    ):
+        with pytest.raises(jq.PlanError, match="Dense_0/kernel is held as codes, which have no gr"):
+            refused()
+
+
 @pytest.mark.parametrize("value", [0.0, -0.1, np.nan])
 @pytest.mark.parametrize("where", ["weights", "sites"])
 def test_a_scale_that_is_not_positive_is_named(where, value):
