@@ -79,12 +79,12 @@ def started(
     network: Any, variables: Any, plan: Any, images: Any, model: str, bits: int, method: str
 ) -> Any:
     """Variables to train: learned scales from the first batch, or fixed ones from calibration."""
-    tvariables = jq.start_training(network, variables, plan, [(images,)] if method == LSQ else ())
     if method != FIXED:
-        return tvariables
+        batches = [(images,)] if method == LSQ else ()
+        return jq.start_training(network, variables, plan, batches)
     rounding = jq.plan(network, variables, images[:2], recipe=recipe(model, bits, PTQ))
-    found = jq.calibrate(network, variables, [(images,)], rounding).qvariables["jaxquant"]["sites"]
-    return {**tvariables, "jaxquant": {**tvariables["jaxquant"], "sites": found}}
+    calibrated = jq.calibrate(network, variables, [(images,)], rounding).qvariables
+    return jq.start_training(network, variables, plan, calibrated=calibrated)
 
 
 def logits_of(apply: Any, variables: Any, data: Data) -> np.ndarray:

@@ -11,9 +11,9 @@ from .settings import Optimizer
 
 Schedule = Callable[[Any], Any]
 
-# The scalable shape of BitNet b1.58's schedules: of the peak, where stage one ends and where stage
-# two begins. "The Era of 1-bit LLMs: Training Tips, Code and FAQ" (Microsoft 2024) lowers 1.5e-3 to
-# 8e-4 in the first half and 5e-4 to 0 in the second for its 3B model.
+# BitNet b1.58's schedule, in parts of the peak: where stage one ends and where stage two begins.
+# Readers' notes of the technical report on the 2B model give 1.5e-3 to 8e-4, then 5e-4 to 0; other
+# readers of the training tips (Microsoft 2024) have one drop to 2/3. The originals were not at hand.
 END_OF_ONE, START_OF_TWO = 8 / 15, 5 / 15
 
 
