@@ -205,6 +205,7 @@ def _compiled(model: Any, shape: tuple[int, int]) -> _Compiled:
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
     is_tree = not jax.tree_util.all_leaves([model])
     if is_tree:
+        model = jax.tree.map(_passable, model)
         lowered = jax.jit(lambda model, ids: model(ids)).lower(model, tokens)
     else:
         lowered = jax.jit(lambda ids: model(ids)).lower(tokens)
@@ -223,6 +224,19 @@ def _compiled(model: Any, shape: tuple[int, int]) -> _Compiled:
         jax.ShapeDtypeStruct(found, logits.dtype),
         time.perf_counter() - start,
     )
+
+
+def _passable(x: Any) -> Any:
+    """An array as a compiled program takes it.
+
+    Before JAX 0.12 arrays of fewer than 8 bits that were put on a device forgot that they are
+    packed, and programs compiled ahead of time refuse them. Of those that nobody put anywhere the
+    layout is not asked.
+    """
+    if not isinstance(x, jax.Array) or jax.dtypes.itemsize_bits(x.dtype) >= 8:
+        return x
+    one = x.committed and len(x.sharding.device_set) == 1
+    return jnp.asarray(np.asarray(x)) if one else x
 
 
 def _check(windows: np.ndarray, model: _Compiled, reference: _Compiled | None) -> None:

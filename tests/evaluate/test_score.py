@@ -96,6 +96,17 @@ def test_linen_models_and_plain_functions_are_scored_alike(tokens):
     assert as_tree.nll_per_window == closed_over.nll_per_window
 
 
+def test_codes_of_few_bits_may_be_put_on_a_device(tokens):
+    codes = jnp.arange(VOCAB * VOCAB).reshape(VOCAB, VOCAB).astype(jnp.uint4)
+
+    def model(codes, ids):
+        return codes[ids].astype(jnp.float32)
+
+    free = score(jax.tree_util.Partial(model, codes), tokens)
+    put = score(jax.tree_util.Partial(model, jax.device_put(codes, jax.devices()[0])), tokens)
+    assert put.nll_per_window == free.nll_per_window
+
+
 def test_logits_of_two_bytes_are_compared_in_four(tokens):
     model = Bigram(1)
     half = lambda ids: model(ids).astype(jnp.bfloat16)  # noqa: E731
