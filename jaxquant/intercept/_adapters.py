@@ -14,6 +14,9 @@ from ._plan import Plan
 from ._variables import stamped, states_of, unstamped
 from ._weight import Weight
 
+ADAPTER = frozenset({"lora_a", "lora_b"})
+"""The names of an adapter's arrays in the state of its site."""
+
 
 def add_adapters(qvariables: Any, plan: Plan, key: Any) -> Any:
     """The variables with adapters at the sites whose rule has some; nothing is computed otherwise.

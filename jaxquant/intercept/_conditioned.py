@@ -40,6 +40,10 @@ class Met:
     choices: Choices | None = None
     layer: Layer | None = None
 
+    def without_state(self) -> "Met":
+        """What of it is known without data: nothing that is traced."""
+        return Met(plan=self.plan, order=self.order, sharding=self.sharding, choices=self.choices)
+
     def summed(self, axes: Axes) -> Axes:
         """The inputs' contracted `axes`, in the weight's stored order."""
         return tuple(axes) if self.order is None else tuple(axes[i] for i in self.order)

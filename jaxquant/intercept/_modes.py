@@ -8,7 +8,8 @@ from jax.extend import source_info_util
 
 from ..ops import preferred_backend
 from ..qarray import QArray
-from ._adapters import adapted
+from ..training import straight_through
+from ._adapters import adapted, ADAPTER
 from ._choices import Choices
 from ._compute import compute
 from ._conditioned import Met
@@ -139,8 +140,24 @@ class Infer:
         ]
         if not any(isinstance(x, QArray) for x in computable):
             return bind_plain(eqn, computable), {}
-        y = compute(eqn, computable, plans, self.backend)
+        y = self._computed(eqn, computable, plans)
         return self.adapted(y, uses, operands, plans, eqn), {}
+
+    def _computed(self, eqn: Any, held: list[Any], plans: Mapping[int, Met]) -> Any:
+        """The product of a site. Where an adapter is trained, gradients go through it to what comes
+        before, and of the frozen weight its codes are kept for them, and not what these stand for.
+        """
+        if not all(_keeps_codes(met) for met in plans.values()) or any(
+            isinstance(x, Sliced) for x in held
+        ):
+            return compute(eqn, held, plans, self.backend)
+        settings = {side: met.without_state() for side, met in plans.items()}
+        return straight_through(
+            lambda held: compute(eqn, list(held), settings, self.backend),
+            lambda *values: eqn.primitive.bind(*values, **eqn.params),
+            [None if isinstance(x, QArray) else x for x in held],
+            held,
+        )
 
     def adapted(
         self,
@@ -220,6 +237,12 @@ class Infer:
             if site.op == PRODUCT and site.activations is not None:
                 raise TypeError(NO_GRADIENT.format(site.activations))
         return Infer(self.plan, backend=self.backend, rounding=False)
+
+
+def _keeps_codes(met: Met) -> bool:
+    """Whether a site has an adapter, and no other state, and rounds no inputs."""
+    plain_inputs = met.plan.activations is None and met.layer is None
+    return met.plan.adapter is not None and plain_inputs and set(met.state) <= ADAPTER
 
 
 class Observe:

@@ -6,6 +6,7 @@ gradient on to the activations in the same way. On the way back a site is the fl
 its operands stand for.
 """
 
+import dataclasses
 import functools
 import math
 import zlib
@@ -130,7 +131,7 @@ class Simulate(Infer):
         lies = met.sharding
         if lies is not None and self.gather:
             lies = undivided(lies, self.gather)
-        return Met(plan=met.plan, order=met.order, sharding=lies)
+        return dataclasses.replace(met.without_state(), sharding=lies)
 
     def product(self, site: str, path: str, operands: Sequence[Any], eqn: Any) -> Any:
         """A product of two activations: as in mode infer, differentiated in the same way."""

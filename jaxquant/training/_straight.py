@@ -24,24 +24,32 @@ def straight_through(
     is done to the gradient that arrives. None of the functions closes over anything that is traced.
     Only `held` is kept for the way back: of rounded operands these are codes.
     """
-    return _straight_through(compute, linear, rounds, tuple(anchors), tuple(held))
+    moving = tuple(
+        i
+        for i, (anchor, x) in enumerate(zip(anchors, held, strict=True))
+        if anchor is not None and jnp.issubdtype(x.dtype, jnp.inexact)
+    )
+    return _straight_through(compute, linear, rounds, moving, tuple(anchors), tuple(held))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _straight_through(compute: Any, linear: Any, rounds: Any, anchors: Any, held: Any) -> Any:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _straight_through(
+    compute: Any, linear: Any, rounds: Any, moving: Any, anchors: Any, held: Any
+) -> Any:
     return compute(held)
 
 
-def _forward(compute: Any, linear: Any, rounds: Any, anchors: Any, held: Any) -> tuple[Any, Any]:
+def _forward(
+    compute: Any, linear: Any, rounds: Any, moving: Any, anchors: Any, held: Any
+) -> tuple[Any, Any]:
     return compute(held), held
 
 
 def _backward(
-    compute: Any, linear: Any, rounds: Any, held: Sequence[Any], g: Any
+    compute: Any, linear: Any, rounds: Any, moving: Any, held: Sequence[Any], g: Any
 ) -> tuple[Any, Any]:
     g = g if rounds is None else rounds(g)
     values = [dequantize(x) if isinstance(x, QArray) else x for x in held]
-    moving = [i for i, x in enumerate(values) if jnp.issubdtype(x.dtype, jnp.inexact)]
 
     def part(*moved: Any) -> Any:
         full = list(values)

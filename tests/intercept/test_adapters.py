@@ -107,6 +107,28 @@ def test_it_is_the_merged_weight(model):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "model", [Heads(), Turned(), Scanned(), Experts()], ids=lambda m: type(m).__name__
+)
+def test_of_a_frozen_weight_codes_are_kept_for_the_way_back(model):
+    """And gradients of what comes before it are those of the merged weight."""
+    variables, plan, qvariables = prepared(model)
+    qvariables = moved(qvariables)
+    apply = jq.wrap(model, plan).apply
+
+    def gradient(apply, variables):
+        return jax.jit(jax.grad(lambda x: jnp.sin(apply(variables, x)).sum()))(X)
+
+    found = gradient(apply, qvariables)
+    expected = gradient(model.apply, merged(variables, plan, qvariables))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    adapters, frozen = jq.partition(qvariables, match="jaxquant/*")
+    _, pull = jax.vjp(lambda a: apply(jq.combine(a, frozen), X), adapters)
+    shapes = [leaf.shape for leaf in plan.leaves]
+    kept = [x for x in jax.tree.leaves(pull) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert kept and not [x.shape for x in kept if x.shape in shapes or x.shape[1:] in shapes]
+
+
 def test_adapters_learn_and_codes_stay():
     """QLoRA: a frozen base in NF4 with double quantization."""
     model = Heads()
