@@ -225,9 +225,10 @@ class _Walk:
             yield kind, each
         for name in (*each.names("calls"), *each.names("to_apply")):
             inside = self.module.computations.get(name)
-            for inner in inside.instructions.values() if inside else ():
-                if inner.name in inside.continued:
-                    continue
+            if inside is None:
+                continue
+            begun = (x for x in inside.instructions.values() if x.name not in inside.continued)
+            for inner in begun:
                 for found, instruction in self._exchanges(inner):
                     # The TPU compiler writes a reduce-scatter as this fusion.
                     scatter = found == "all-reduce" and "all-reduce-scatter" in name
