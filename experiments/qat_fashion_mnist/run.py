@@ -2,21 +2,23 @@
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import pathlib
-import queue
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from claims import as_text, broken, means
 from data import DataMissing, DEBIAN, read
 from plot import write_plot
 from settings import FIXED, FLOAT, FULL, LSQ, MODELS, PTQ, QUICK, Settings, STE, TUNED
+from training_loop import in_shares
 
 HERE = pathlib.Path(__file__).parent
 ORDER = (FIXED, LSQ, STE, TUNED, PTQ)
@@ -88,27 +90,12 @@ def make(run: Run, size: Settings, data: pathlib.Path, rows: pathlib.Path) -> No
     print(f"{run.name}: {row['accuracy']:.2f} % in {row['total_seconds']:.0f} s", flush=True)
 
 
-def spread(runs: list[Run], arguments: argparse.Namespace) -> list[str]:
-    """Runs in processes of their own, `--jobs` at a time, each on its share of the cores."""
-    cores = sorted(os.sched_getaffinity(0))
-    jobs = min(arguments.jobs, len(cores))
-    shares: queue.Queue[list[int]] = queue.Queue()
-    for first in range(jobs):
-        shares.put(cores[first::jobs])
-
-    def one(run: Run) -> str | None:
-        share = shares.get()
-        try:
-            command = [sys.executable, str(HERE / "run.py"), "--only", run.name]
-            command += ["--data", str(arguments.data), "--rows", str(arguments.rows)]
-            command += ["--cores", *map(str, share), *(["--quick"] if arguments.quick else [])]
-            code = subprocess.run(command, check=False).returncode
-            return None if code == 0 else f"{run.name} ended with code {code}"
-        finally:
-            shares.put(share)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        return [failed for failed in pool.map(one, runs) if failed is not None]
+def in_own_process(run: Run, cores: list[int], arguments: argparse.Namespace) -> bool:
+    """Whether the row was made."""
+    command = [sys.executable, str(HERE / "run.py"), "--only", run.name]
+    command += ["--data", str(arguments.data), "--rows", str(arguments.rows)]
+    command += ["--cores", *map(str, cores), *(["--quick"] if arguments.quick else [])]
+    return subprocess.run(command, check=False).returncode == 0
 
 
 def with_result(readme: str, table: str) -> str:
@@ -155,8 +142,9 @@ def main() -> int:
     for phase in phases:
         left = [r for r in phase if done(arguments.rows / f"{r.name}.json", size, r) is None]
         print(f"{len(left)} runs to do, {len(phase) - len(left)} done already", flush=True)
-        if failures := spread(left, arguments):
-            print("\n".join(failures), file=sys.stderr)
+        one = functools.partial(in_own_process, arguments=arguments)
+        if failed := in_shares(left, one, arguments.jobs):
+            print("These failed:", *(run.name for run in failed), file=sys.stderr)
             return 1
     every = [run for phase in phases for run in phase]
     rows = [done(arguments.rows / f"{run.name}.json", size, run) for run in every]

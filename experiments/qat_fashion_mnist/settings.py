@@ -57,7 +57,7 @@ FULL = Settings(
     },
     tuned={
         "cnn": Schedule(epochs=1.5, rate=1e-3, decay=1e-2),
-        "vit": Schedule(epochs=1.5, rate=1e-3, decay=1e-2),
+        "vit": Schedule(epochs=1.5, rate=5e-4, decay=1e-2),
     },
     learned_rate=5e-3,
     # `ste_fixed` searches ranges in every step, which costs as much again: only where it decides.

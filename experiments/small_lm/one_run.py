@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import sys
 import time
@@ -32,6 +33,7 @@ def main() -> int:
         "--fsdp", type=int, default=1, help="over how many of them weights are, too"
     )
     given = parser.parse_args()
+    take_cores(given)
     try:
         named = read_run(given.name, given.configs)
         if given.devices is not None:
@@ -50,6 +52,13 @@ def text_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=pathlib.Path, help="default: the excerpt of the package")
     parser.add_argument("--held-out", nargs="+", metavar="BOOK", help="default: see model.toml")
     parser.add_argument("--configs", type=pathlib.Path, default=CONFIGS, help="settings, as TOML")
+    parser.add_argument("--cores", nargs="+", type=int, help="to run on; default: all")
+
+
+def take_cores(given: argparse.Namespace) -> None:
+    """Before JAX starts: its threads are as many as the cores."""
+    if given.cores:
+        os.sched_setaffinity(0, given.cores)
 
 
 def corpus_of(given: argparse.Namespace) -> Corpus:
@@ -82,6 +91,7 @@ def run(named: Named, given: argparse.Namespace) -> dict[str, Any]:
     subject = make_subject(named, shared, corpus, given.out)
     problem = make_problem(named, shared, corpus, subject, given.out)
     loop = named.run.loop
+    earlier = json.loads((out / "row.json").read_text()) if (out / "row.json").exists() else {}
     start = time.perf_counter()
     trained = train(
         problem, loop, named.run.optimizer, out, devices=named.run.devices, name=named.name
@@ -97,8 +107,9 @@ def run(named: Named, given: argparse.Namespace) -> dict[str, Any]:
         "tokens": loop.steps * loop.batch * shared.text.length,
         "guess_nll": math.log(corpus.tokenizer.vocab_size),
         "trained_nll": trained.scores["held_out"],
-        "seconds": seconds,
-        "seconds_per_step": trained.seconds_per_step,
+        # Of a run that was finished before, and is scored again, those of then.
+        "seconds": earlier.get("seconds", seconds),
+        "seconds_per_step": trained.seconds_per_step or earlier.get("seconds_per_step"),
         **measured(model, qvariables, subject.plan, corpus, shared, given.out),
     }
     save_variables(out / WEIGHTS, own_weights(variables))

@@ -18,7 +18,7 @@ from training_loop import TokenWindows
 import jaxquant as jq
 from jaxquant.algorithms import AWQ, GPTQ, Order, RangeSearch
 from jaxquant.calibrate import token_batches
-from small_lm.one_run import corpus_of, text_arguments
+from small_lm.one_run import corpus_of, take_cores, text_arguments
 from small_lm.score import float_model, measured
 from small_lm.settings import read_shared
 from small_lm.text import Corpus
@@ -89,6 +89,7 @@ def main() -> int:
     parser.add_argument("name", choices=ROWS)
     text_arguments(parser)
     given = parser.parse_args()
+    take_cores(given)
     row, shared, corpus = ROWS[given.name], read_shared(given.configs), corpus_of(given)
     model = float_model(corpus, shared, given.out)
     if model is None:

@@ -12,23 +12,23 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from training_loop import plot_runs, read_metrics
+from training_loop import in_shares, plot_runs, read_metrics
 
 from small_lm.claims import broken
-from small_lm.settings import CONFIGS
+from small_lm.score import FLOAT
+from small_lm.settings import CONFIGS, read_run
 from small_lm.table import table
 
 HERE = pathlib.Path(__file__).parent
 
-# Trained, in an order in which those that others start from, or learn from, come first; then what
-# is made of the float model.
+# Trained, those that others start from, or learn from, first; then what is made of the float model.
 TRAINED = (
-    *("float32", "int4", "int4_distilled", "int4_lsq"),
-    *("bitnet", "asym_qat", "asym_qat_distilled"),
+    *("float32", "bitnet", "int4", "float32_subln"),
+    *("int4_distilled", "int4_lsq", "asym_qat", "asym_qat_distilled"),
 )
 CALIBRATED = ("int4_round", "asym_round", "asym_gptq", "asym_awq")
 QUICK = ("float32", "int4", "bitnet", "asym_qat_distilled", "asym_round")
-CURVES = ("float32", "int4", "int4_distilled", "bitnet")
+CURVES = ("float32", "float32_subln", "int4", "int4_distilled", "bitnet")
 
 
 def main() -> int:
@@ -41,6 +41,7 @@ def main() -> int:
     )
     parser.add_argument("--devices", type=int, default=1, help="CPU devices to split batches over")
     parser.add_argument("--fsdp", type=int, default=1, help="over how many of them weights are too")
+    parser.add_argument("--jobs", type=int, default=1, help="rows at a time, cores shared")
     parser.add_argument("--quick", action="store_true", help="a smaller model, on the excerpt")
     given = parser.parse_args()
     if given.text is None and not given.quick:
@@ -51,10 +52,11 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     every = QUICK if given.quick else (*TRAINED, *CALIBRATED)
-    for name in given.rows or every:
-        print(f"[{time.perf_counter() - start:.0f} s] {name}", flush=True)
-        if not one_row(name, runs, given):
-            print(f"{name} failed; what is done is kept in {runs}", file=sys.stderr)
+    wanted = list(given.rows or every)
+    for names in phases(wanted, CONFIGS / "quick" if given.quick else CONFIGS):
+        failed = in_shares(names, lambda name, cores: one_row(name, runs, given, cores), given.jobs)
+        if failed:
+            print(f"{', '.join(failed)} failed; what is done is kept in {runs}", file=sys.stderr)
             return 1
     rows = {
         name: json.loads(file.read_text(encoding="utf-8"))
@@ -77,8 +79,23 @@ def main() -> int:
     return 1 if said else 0
 
 
-def one_row(name: str, runs: pathlib.Path, given: argparse.Namespace) -> bool:
+def phases(names: list[str], configs: pathlib.Path) -> list[list[str]]:
+    """The rows in groups; those of one need none of the same or of later ones."""
+    made: list[list[str]] = []
+    needs = {n: {FLOAT} if n in CALIBRATED else {*read_run(n, configs).needs} for n in names}
+    left = list(names)
+    while left:
+        ready = [name for name in left if not needs[name] & {*left}]
+        made.append(ready)
+        left = [name for name in left if name not in ready]
+    # Rows that were made before there was a float model to compare them with are scored again.
+    again = [name for name in made[0] if name != FLOAT] if FLOAT in names else []
+    return [*made, again]
+
+
+def one_row(name: str, runs: pathlib.Path, given: argparse.Namespace, cores: list[int]) -> bool:
     """Trains or calibrates one row in a process of its own. What is finished is only scored."""
+    print(f"{name} on {len(cores)} cores", flush=True)
     script = "ptq.py" if name in CALIBRATED else "one_run.py"
     command = [sys.executable, str(HERE / script), name, "--out", str(runs.resolve())]
     if given.text is not None:
@@ -87,6 +104,7 @@ def one_row(name: str, runs: pathlib.Path, given: argparse.Namespace) -> bool:
         command += ["--configs", str(CONFIGS / "quick")]
     if script == "one_run.py" and given.devices > 1:
         command += ["--devices", str(given.devices), "--fsdp", str(given.fsdp)]
+    command += ["--cores", *map(str, cores)]
     return subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == 0
 
 

@@ -22,4 +22,5 @@ from .settings import (
     Settings as Settings,
     typed as typed,
 )
+from .shares import in_shares as in_shares
 from .step import in_parts as in_parts, make_step as make_step, start as start

@@ -12,8 +12,8 @@ from .settings import Optimizer
 Schedule = Callable[[Any], Any]
 
 # BitNet b1.58's schedule, in parts of the peak: where stage one ends and where stage two begins.
-# Readers' notes of the technical report on the 2B model give 1.5e-3 to 8e-4, then 5e-4 to 0; other
-# readers of the training tips (Microsoft 2024) have one drop to 2/3. The originals were not at hand.
+# Readers' notes of the technical report on the 2B model give 1.5e-3 to 8e-4, then 5e-4 to 0; others
+# of the training tips (Microsoft 2024) have one drop to 2/3. The originals were not at hand.
 END_OF_ONE, START_OF_TWO = 8 / 15, 5 / 15
 
 
