@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int32
-from training_loop import as_data, Problem, TokenWindows
+from training_loop import as_data, FSDP, make_mesh, placed, Problem, TokenWindows
 
 import jaxquant as jq
 from jaxquant.intercept import check_learned
@@ -76,10 +76,14 @@ def make_subject(named: Named, shared: Shared, corpus: Corpus, runs: Path) -> Su
             call=lambda variables, tokens: nnx.merge(graph, variables)(tokens),
         )  # fmt: skip
     example = jnp.zeros((1, shared.text.length), jnp.int32)
-    plan = jq.plan(model, variables, example, recipe=jq.recipes.load(named.folder / run.recipe))
+    recipe = jq.recipes.load(named.folder / run.recipe)
+    # Where the loop will lay parameters: of those that are cut, codes are what devices exchange.
+    places = placed(variables, make_mesh(run.devices))
+    plan = jq.plan(model, variables, example, recipe=recipe, sharding=places)
+    gather = FSDP if run.devices.fsdp > 1 else ()
     batches = [(jnp.asarray(windows(named, shared, corpus)(0)),)]
     tvariables = jq.start_training(model, variables, plan, batches)
-    simulated = jq.simulate(model, plan, tvariables)
+    simulated = jq.simulate(model, plan, tvariables, gather=gather)
     return Subject(model=model, plan=plan, variables=tvariables, call=simulated.apply)
 
 

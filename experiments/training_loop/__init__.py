@@ -3,7 +3,7 @@
 from .batches import Order as Order, shuffled as shuffled, TokenWindows as TokenWindows
 from .checkpoints import Checkpoints as Checkpoints
 from .loop import identity_of as identity_of, train as train, Trained as Trained
-from .mesh import make_mesh as make_mesh, of_parts as of_parts, placed as placed
+from .mesh import FSDP as FSDP, make_mesh as make_mesh, of_parts as of_parts, placed as placed
 from .metrics import Metrics as Metrics, read_metrics as read_metrics
 from .optimizer import (
     learning_rate as learning_rate,
