@@ -41,7 +41,7 @@ class Settings:
     seeds: tuple[int, ...]
     # Points of test accuracy, means over seeds.
     most_lost: float  # LSQ at 4 bits, against the better of the two float32 runs.
-    least_won: float  # LSQ at 2 bits, against each straight-through at 2 bits: more than this.
+    least_won: float  # LSQ at 2 bits, against plain straight-through at 2 bits: more than this.
 
 
 MOST_FLIPPED = 1e-3  # Of the test images, by converting.
