@@ -11,7 +11,7 @@ from jaxquant import recipes
 from jaxquant.algorithms import quantize
 from jaxquant.calibrate import calibrate
 from jaxquant.intercept import plan, Recipe, wrap
-from jaxquant.numerics import E2M1, E4M3, INT3, INT4, INT8, NF4, UINT2, UINT4
+from jaxquant.numerics import E2M1, E4M3, INT3, INT4, INT8, NF4, TERNARY, UINT2, UINT4
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -52,6 +52,9 @@ WANTED = {
     "smoothquant_w8a8": (INT8, INT8, None),
     "smoothquant_w8a8_static": (INT8, INT8, None),
     "hqq_w4_g64": (UINT4, None, None),
+    "w4a8_lsq": (INT4, INT8, None),
+    "bitnet_b158": (TERNARY, INT8, None),
+    "qlora": (NF4, None, None),
 }
 # Name -> what chooses codes and factors, and whether scales of activations are fixed; for those
 # that have any of it.

@@ -30,9 +30,6 @@ def toml(data: dict) -> str:
 def given(tmp_path_factory) -> argparse.Namespace:
     """The runs of the experiment, with a tiny model and a few steps."""
     folder = tmp_path_factory.mktemp("small_lm")
-    (folder / "recipes").mkdir()
-    for file in (CONFIGS / "recipes").iterdir():
-        (folder / "recipes" / file.name).write_text(file.read_text())
     shared = Shared(model=MODEL, text=TEXT)
     (folder / "model.toml").write_text(toml(as_data(shared)))
     for name in ("float32", "int4_lsq", "bitnet", "asym_qat_distilled"):
@@ -41,6 +38,8 @@ def given(tmp_path_factory) -> argparse.Namespace:
         optimizer = msgspec.structs.replace(settings.optimizer, warmup=2)
         changed = as_data(msgspec.structs.replace(settings, loop=loop, optimizer=optimizer))
         changed["optimizer"].pop("groups")
+        if settings.recipe is not None:
+            changed["recipe"] = str((CONFIGS / settings.recipe).resolve())
         (folder / f"{name}.toml").write_text(toml(changed))
     return argparse.Namespace(out=folder / "runs", text=None, held_out=None, configs=folder)
 
