@@ -340,7 +340,8 @@ def hlo_facts(text: str, kernel_bytes: Mapping[str, int] | None = None) -> HloFa
     there: padded to tiles, `s4` at half a byte. Free are arrays that stand in memory on the chip
     (another memory space), parameters, constants, tuples and bitcasts. A slice, a gather and a
     fusion that takes one read what they take; an update in place writes what it updates. Inside a
-    fusion nothing else is counted. An asynchronous pair is counted at its start.
+    fusion nothing else is counted. An asynchronous pair is counted at its start, and so is a
+    collective that the TPU compiler spreads over several fusions.
 
     A custom call counts each operand and each result once, but no more than a Pallas kernel says
     that it moves: of stacked weights it reads one layer. A kernel whose blocks come back

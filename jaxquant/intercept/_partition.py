@@ -41,15 +41,10 @@ def partition(variables: Any, *, match: str = "*") -> tuple[Any, Any]:
             is_qarray(leaf) and fnmatch.fnmatchcase(path, match)
             for path, leaf in zip(paths, leaves, strict=True)
         )
+        held = f", but {codes} held as codes, which have no gradient" if codes else ""
         raise ValueError(
-            f"match={match!r} names no array that can be trained"
-            + (
-                f", but {codes} held as codes, which have no gradient. Train"
-                if codes
-                else ". Train"
-            )
-            + " other leaves, or adapters (jaxquant.add_adapters), or quantize in training "
-            "(jaxquant.start_training)."
+            f"match={match!r} names no array that can be trained{held}. Train other leaves, or "
+            "adapters (jaxquant.add_adapters), or quantize in training (jaxquant.start_training)."
         )
     pairs = list(zip(chosen, leaves, strict=True))
     return (
