@@ -70,6 +70,8 @@ MADE = {
 TRAINED = ("w4a8_qat", "w2_qat", "w2_qat_gptq", "full", "qlora")
 """Files of `CONFIGS`."""
 ROWS = (*MADE, *TRAINED)
+FULL = tuple(name for name in ROWS if name != "w2_qat_gptq")
+"""What is made unless `--rows` chooses."""
 QUICK = ("w2_round", "w2_qat", "qlora")
 """Also `w4a8_qat` has settings for it: `--quick --rows w4a8_round w4a8_qat`."""
 

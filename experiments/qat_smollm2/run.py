@@ -16,7 +16,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from training_loop import plot_runs, read_metrics
 
 from qat_smollm2.claims import broken
-from qat_smollm2.rows import QUICK, ROWS, TRAINED
+from qat_smollm2.rows import FULL, QUICK, ROWS, TRAINED
 from qat_smollm2.table import everything
 
 HERE = pathlib.Path(__file__).parent
@@ -50,7 +50,7 @@ def main() -> int:
         "quick": given.quick,
     }
     check_setting(runs, setting, given.again)
-    every = QUICK if given.quick else ROWS
+    every = QUICK if given.quick else FULL
     wanted = [name for name in ROWS if name in given.rows] if given.rows else every
     for number, name in enumerate(wanted, 1):
         file = runs / name / "row.json"
