@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from data import batches, Data
+from data import batches
+from fashion_mnist import Data
 from flax import linen as nn
 from settings import Schedule
 

@@ -5,7 +5,7 @@ Nothing here knows of quantization.
 
 import jax
 import jax.numpy as jnp
-from data import CLASSES
+from fashion_mnist import CLASSES
 from flax import linen as nn
 
 

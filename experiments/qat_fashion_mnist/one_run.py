@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from data import Data
+from fashion_mnist import Data
 from flax import serialization, traverse_util
 from learning import initial, trained
 from networks import NETWORKS

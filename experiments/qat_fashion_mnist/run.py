@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from claims import as_text, broken, means
-from data import DataMissing, DEBIAN, read
+from fashion_mnist import DEBIAN, read
 from plot import write_plot
 from settings import FIXED, FLOAT, FULL, LSQ, MODELS, PTQ, QUICK, Settings, STE, TUNED
 from training_loop import in_shares
@@ -128,7 +128,7 @@ def main() -> int:
     try:
         read(arguments.data, "t10k", 1)
         read(arguments.data, "train", 1)
-    except DataMissing as error:
+    except FileNotFoundError as error:
         print(error, file=sys.stderr)
         return 2
     if arguments.only:

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import json
 import pathlib
+import sys
 import time
 from typing import Any
 
@@ -23,10 +24,12 @@ from jaxquant.intercept._simulate import rounding_of
 from jaxquant.models import Llama, LlamaConfig, read_outline
 from jaxquant.qarray._qarray import tile_counts
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from training_loop import FSDP, placed
+
 HERE = pathlib.Path(__file__).parent
 SHAPES = HERE.parents[1] / "configs" / "shapes"
-AXIS = "fsdp"
-"""The one axis of the mesh: rows of the batch, and shards of every parameter."""
 RECIPE = jq.Recipe(
     name="W4A8, learned scales of weights",
     rules=(
@@ -55,7 +58,7 @@ class Decoder(Llama):
 
 
 def by_rows(x: Any) -> Any:
-    return with_sharding_constraint(x, PartitionSpec(AXIS))
+    return with_sharding_constraint(x, PartitionSpec(FSDP))
 
 
 def main() -> int:
@@ -95,28 +98,27 @@ def main() -> int:
 def compiled_step(config: LlamaConfig, target_text: str, batch: int, length: int) -> Compiled:
     """AdamW on the cross-entropy of the next token; weights in float32, computing in bfloat16."""
     target, shape = parse_target(target_text)
-    mesh = mesh_for(target, shape, {AXIS: target.devices(shape)})
-    count = mesh.shape[AXIS]
+    mesh = mesh_for(target, shape, {FSDP: target.devices(shape)})
     model = nnx.eval_shape(
         lambda: Decoder(config, dtype=jnp.bfloat16, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     )
 
-    def laid(x: Any) -> Any:
-        """Along the longest axis that the devices divide."""
-        axes = sorted(range(len(x.shape)), key=lambda a: -x.shape[a])
-        axis = next((a for a in axes if x.shape[a] % count == 0), None)
-        spec = PartitionSpec(*(AXIS if a == axis else None for a in range(len(x.shape))))
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+    def laid(tree: Any) -> Any:
+        """Shapes, as the training loop of this folder lays arrays of these shapes out."""
+        return jax.tree.map(
+            lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies),
+            *(tree, placed(tree, mesh)),
+        )
 
-    variables = jax.tree.map(laid, nnx.state(model))
-    rows = NamedSharding(mesh, PartitionSpec(AXIS))
+    variables = laid(nnx.state(model))
+    rows = NamedSharding(mesh, PartitionSpec(FSDP))
     tokens = jax.ShapeDtypeStruct((batch, length + 1), jnp.int32, sharding=rows)
     optimizer = optax.adamw(1e-5, mu_dtype=jnp.bfloat16)
     with jax.set_mesh(mesh):
         sample = jax.ShapeDtypeStruct((1, 8), jnp.int32)
         plan = jq.plan(model, variables, sample, recipe=RECIPE)
         trained = stamped(variables, plan.fingerprint, {}, first_scales(plan, laid))
-        tmodel = jq.simulate(model, plan, trained, gather=AXIS)
+        tmodel = jq.simulate(model, plan, trained, gather=FSDP)
 
         def loss(v: Any, tokens: Any) -> Any:
             logits = by_rows(tmodel.apply(v, tokens[:, :-1]))
@@ -128,7 +130,7 @@ def compiled_step(config: LlamaConfig, target_text: str, batch: int, length: int
             updates, state = optimizer.update(gradients, state, v)
             return optax.apply_updates(v, updates), state, value
 
-        moments = jax.tree.map(laid, jax.eval_shape(optimizer.init, trained))
+        moments = laid(jax.eval_shape(optimizer.init, trained))
         places = jax.tree.map(lambda x: x.sharding, (trained, moments))
         whole = NamedSharding(mesh, PartitionSpec())
         jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=(*places, whole))

@@ -1,7 +1,5 @@
 """A small CNN (Linen) and a small ViT (NNX), trained here on Fashion-MNIST, by each recipe."""
 
-import dataclasses
-import gzip
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from fashion_mnist import CLASSES, Data, read
 from flax import linen as nn, nnx, serialization, traverse_util
 
 import jaxquant as jq
@@ -28,7 +27,7 @@ W4A16_CONV = jq.Recipe(
     source="w4a16_g64 with tiles that may be short, for kernels whose axes 64 does not divide",
     rules=(jq.Rule(match="*", weights=_INT4_CONV),),
 )
-CLASSES, BATCH = 10, 256
+BATCH = 256
 # Test accuracy that each recipe may lose against float32, in points.
 MOST_LOST = {"w8a16": 0.3, "w8a8": 0.5, "w4a16_g64": 3.0}
 
@@ -83,30 +82,6 @@ class ViT(nnx.Module):
         for layer in self.layers:
             x = layer(x)
         return self.classifier(jnp.mean(self.norm(x), axis=1))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Data:
-    """Fashion-MNIST: images [n, 28, 28, 1] of 0 to 1, and labels."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
-def read(folder: pathlib.Path, part: str, count: int | None) -> Data:
-    """The first `count` of `train` or `t10k`, as Debian's dataset-fashion-mnist has them."""
-    arrays = []
-    for kind, offset in (("images-idx3", 16), ("labels-idx1", 8)):
-        file = folder / f"{part}-{kind}-ubyte.gz"
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"{file} is missing. Run: apt-get install dataset-fashion-mnist, or unpack that "
-                f"package with dpkg-deb -x and give --fashion FOLDER."
-            )
-        with gzip.open(file) as opened:
-            arrays.append(np.frombuffer(opened.read(), np.uint8, offset=offset))
-    images = arrays[0].reshape(-1, 28, 28, 1)[:count].astype(np.float32) / 255
-    return Data(images=images, labels=arrays[1][:count].astype(np.int32))
 
 
 def trained(

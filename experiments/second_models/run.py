@@ -8,16 +8,18 @@ import platform
 import sys
 from typing import Any
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
 import efficientnet
 import fashion
 import jax
 import microformer
 import minilm
+from fashion_mnist import DEBIAN
 from sides import Clock, show
 
 HERE = pathlib.Path(__file__).parent
 PARTS = ("minilm", "microformer", "efficientnet", "fashion")
-DEBIAN = pathlib.Path("/usr/share/datasets/fashion-mnist")
 # What `--quick` lets a model lose besides: it is half trained, and 1,000 images decide.
 QUICK_SLACK = 2.5
 

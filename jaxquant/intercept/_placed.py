@@ -1,14 +1,13 @@
 """How parameters lie on a mesh: noted in the plan, and told to kernels at each site."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from ..qarray import QArray
-from ..qarray._sharding import axes_of, is_explicit, replicated_axes, shardings_like
+from ..qarray._sharding import axes_of, constrain, replicated_axes
 from ._explicit import explicit_sharding
 from ._plan import LeafPlan, Plan, PlanError
 from ._weight import Weight
@@ -69,11 +68,12 @@ def gathered(weight: Weight, plan: Plan, axes: frozenset[str]) -> Weight:
     So codes are what devices exchange, and the gradient of the array is summed into its shards.
     """
     lies = weight_sharding(weight, plan)
-    if lies is None or not weight.quantized:
+    if lies is None:
         return weight
     # Cut first: where codes are made is where the array lies.
-    codes = _laid(_laid(weight.value, lies), undivided(lies, axes))
-    return dataclasses.replace(weight, value=codes, trained=_laid(weight.trained, lies))
+    codes = constrain(constrain(weight.value, lies), undivided(lies, axes))
+    trained = jax.lax.with_sharding_constraint(weight.trained, lies)
+    return dataclasses.replace(weight, value=codes, trained=trained)
 
 
 def undivided(sharding: NamedSharding, axes: frozenset[str]) -> NamedSharding:
@@ -92,16 +92,6 @@ def check_gathered(plan: Plan, axes: frozenset[str]) -> None:
             f"do are: {', '.join(sorted(known - {''})) or 'none'}. Make the plan with variables "
             "that lie on the mesh, or with sharding=."
         )
-
-
-def _laid(x: Any, sharding: NamedSharding) -> Any:
-    """An array or QArray, put where `sharding` says."""
-    move: Callable[..., Any] = (
-        jax.sharding.reshard if is_explicit(sharding.mesh) else jax.lax.with_sharding_constraint
-    )
-    if not isinstance(x, QArray):
-        return move(x, sharding)
-    return jax.tree.map(move, x, shardings_like(x, sharding))
 
 
 def _automatic(mesh: AbstractMesh) -> AbstractMesh:
