@@ -22,6 +22,7 @@ from .intercept import (
     simulate as simulate,
     start_training as start_training,
     training_labels as training_labels,
+    update_scales as update_scales,
     wrap as wrap,
 )
 from .numerics import (

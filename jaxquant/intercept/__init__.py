@@ -35,6 +35,7 @@ from ._partition import (
 from ._plan import LeafPlan as LeafPlan, Plan as Plan, PlanError as PlanError, SitePlan as SitePlan
 from ._prepare import prepare as prepare
 from ._rules import Recipe as Recipe, Rule as Rule
+from ._scales import update_scales as update_scales
 from ._train import (
     check_learned as check_learned,
     convert as convert,

@@ -17,8 +17,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..ops import preferred_backend
-from ..qarray import dequantize, QArray, relayout
+from ..qarray import dequantize, is_qarray, QArray, relayout
 from ..training import (
+    Dot,
+    in_codes,
     MovingAverage,
     rounded,
     rounded_gradient,
@@ -38,6 +40,7 @@ from ._plan import LeafPlan, Plan, PlanError, SitePlan
 from ._prepare import deciding, stored_layout
 from ._products import bind_plain, dot_of_codes, planned_product
 from ._roles import ragged_axes
+from ._states import BETWEEN_STEPS
 from ._weight import is_weight, Weight
 
 _PLAIN = Training()
@@ -83,6 +86,11 @@ class Simulate(Infer):
         def linear(*values: Any) -> Any:
             return eqn.primitive.bind(*values, **eqn.params)
 
+        dot = _way_back(eqn, plans, anchors, held, self.backend)
+        if dot is not None:
+            state = plans[1 - dot.inputs].state
+            moved = (state.get("gradient_scale"), state.get("seen"))
+            return in_codes(product, dot, anchors, held, *moved), seen
         rounds = _gradient(eqn, uses, plans)
         return straight_through(product, linear, anchors, held, rounds), seen
 
@@ -238,6 +246,27 @@ def _gradient(eqn: Any, uses: Sequence[Use], plans: Mapping[int, Met]) -> Any:
     return None
 
 
+def _way_back(
+    eqn: Any, plans: Mapping[int, Met], anchors: Any, held: Any, backend: str | None
+) -> Dot | None:
+    """How the products of the way back are computed, where a rule says on codes."""
+    for side, met in plans.items():
+        training = met.plan.training
+        if training is None or training.way_back is None or not all(map(is_qarray, held)):
+            continue
+        (left, right), (left_batch, right_batch) = eqn.params["dimension_numbers"]
+        return Dot(
+            numbers=((tuple(left), tuple(right)), (tuple(left_batch), tuple(right_batch))),
+            schemes=(held[0].scheme, held[1].scheme),
+            dtypes=(anchors[0].dtype, anchors[1].dtype),
+            inputs=1 - side,
+            back=training.way_back,
+            precision=eqn.params["precision"],
+            backend=backend,
+        )
+    return None
+
+
 def _outputs(eqn: Any, side: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The axes of a site's result that are the weight's, operand `side`; and the batched ones."""
     ndim = len(eqn.outvars[0].aval.shape)
@@ -264,7 +293,8 @@ def activations(
     assert scheme is not None
     summed = met.summed(contracted) if met.plan.static else contracted
     x = plain(x)
-    learned = {name: along(part, x, summed, batch) for name, part in met.state.items()}
+    held = {name: part for name, part in met.state.items() if name not in BETWEEN_STEPS}
+    learned = {name: along(part, x, summed, batch) for name, part in held.items()}
     features = scheme.tile.contracted or math.prod(x.shape[a] for a in summed)
     return rounded(
         Rounding(

@@ -80,6 +80,12 @@ def unfit(site: SitePlan) -> list[str]:
         problems.append(
             f"{site.site} is no dot, and only dots have adapters; give it a rule of its own"
         )
+    back = None if site.training is None else site.training.way_back
+    if site.weights is not None and back is not None and site.op != "dot":
+        problems.append(
+            f"{site.site} is a {site.op}, and only dots have their products of the way back on "
+            "codes; leave it, or give it a rule of its own"
+        )
     if site.op == "ragged_dot" and site.static:
         problems.append(
             f"{site.site} deals its inputs out to experts, and static scales of each expert's are "

@@ -14,6 +14,9 @@ stored order.
 | `outlier_columns` | `[*stack, m]` | columns whose original weights are known; `k` for none |
 | `outlier_weights` | `[*stack, m, n]` | these, `n` the outputs flattened in stored order |
 | `offset`, `alpha`, `low`, `high` | `[*stack, tiles]` | what estimators learn or keep in training |
+| `peaks` | `[*stack, tiles, history]` | largest magnitudes of earlier steps, where it is delayed |
+| `gradient_scale`, `gradient_peaks` | the same | the same of the gradient that arrives |
+| `seen` | `[*stack, 2]` | 0; its "gradient" is what a step saw: of inputs, of the gradient |
 | `lora_a`, `lora_b` | `[*stack, k, rank]`, `[*stack, rank, n]` | an adapter beside the weight |
 """
 
@@ -38,6 +41,8 @@ REORDERS = ("smoothing", "permutation")
 """With these, codes do not stand for the weight as the model has it."""
 RANGES = frozenset({"scale", "alpha", "low"})
 """One of these says how inputs are rounded; but for `scale`, in training alone."""
+BETWEEN_STEPS = frozenset({"peaks", "gradient_scale", "gradient_peaks", "seen"})
+"""What low-precision training holds beside the scale of inputs."""
 
 
 def path_of(site: str) -> str:
@@ -65,8 +70,9 @@ def by_path(
     for site in plan.sites:
         own = dict(states.get(site.site, {}))
         learned: tuple[str, ...] = ()
-        if training and site.static and site.training is not None:
-            learned = site.training.activations.learned
+        if training and site.training is not None and site.op != "take":
+            learned = site.training.held
+            learned += site.training.activations.learned if site.static else ()
         lacking = [name for name in learned or _needed(site) if name not in own]
         if lacking:
             raise PlanError(

@@ -18,6 +18,7 @@ from ._nnx import nnx_function, NNXModel
 from ._observers import Extremes, mean_magnitude, Moments
 from ._placed import check_gathered
 from ._plan import LeafPlan, Plan, PlanError
+from ._scales import first_scales, is_delayed
 from ._simulate import check_trainable, entered, moves, rounding_of, Simulate, training_of
 from ._states import by_path
 from ._trace import run
@@ -62,10 +63,11 @@ def start_training(
     }
     static = [site for site in plan.sites if site.static and site.op != "take"]
     watched = [s for s in static if s.training and s.training.activations.learned]
+    watched = [site for site in watched if not is_delayed(site)]
     given = {} if calibrated is None else states_of(calibrated)
-    states: dict[str, dict[str, Any]] = {}
+    states = first_scales(plan)
     for site in static:
-        if site in watched:
+        if site in watched or is_delayed(site):
             continue
         if site.site not in given:
             raise ValueError(
@@ -343,7 +345,8 @@ def convert(tvariables: Any, plan: Plan) -> Any:
     states = {}
     for name, own in states_of(tvariables).items():
         scheme = plan.by_site[name].activations
-        assert scheme is not None
+        if scheme is None or not plan.by_site[name].static:
+            continue
         scale, zero = held_scale(own, scheme)
         states[name] = {"scale": scale} | ({} if zero is None else {"zero_point": zero})
     return stamped(map_leaves(one, variables), plan.fingerprint, states)
@@ -359,7 +362,7 @@ def check_learned(tvariables: Any) -> None:
             for what, part in parts.items():
                 values = np.asarray(part, np.float32)
                 wrong = ~np.isfinite(values)
-                if what in ("scale", "alpha"):
+                if what in ("scale", "alpha", "gradient_scale"):
                     wrong |= values <= 0
                 if wrong.any():
                     raise ValueError(

@@ -17,7 +17,7 @@ import msgspec
 from ..algorithms import AWQ, ClipSearch, GPTQ, HQQ, RangeSearch, SmoothQuant
 from ..numerics import Range
 from ..ops import Outliers
-from ..training import LSQ, LSQPlus, MovingAverage, PACT, StraightThrough
+from ..training import Delayed, LSQ, LSQPlus, MovingAverage, PACT, StraightThrough
 from ._names import known, nearest
 from ._ranges import range_from_text, range_to_data, RangeText
 
@@ -31,7 +31,7 @@ ALGORITHMS: dict[str, type[Any]] = {
 SCALINGS: dict[str, type[Any]] = {"awq": AWQ, "smoothquant": SmoothQuant}
 """What `scaling` may name."""
 ESTIMATORS: dict[str, type[Any]] = {
-    each.name: each for each in (StraightThrough, LSQ, LSQPlus, PACT, MovingAverage)
+    each.name: each for each in (StraightThrough, LSQ, LSQPlus, PACT, MovingAverage, Delayed)
 }
 """What `training` may name for an operand."""
 

@@ -29,15 +29,10 @@ from ..numerics import (
 )
 from ..ops import Outliers
 from ..qarray import PER_CHANNEL, PER_TENSOR, Scheme, schemes, Tile
-from ..training import LoRA, LSQ, Start, Training
+from ._ends import EMBEDDING as _EMBEDDING, HEAD as _HEAD, LEAVE_ENDS as _LEAVE_ENDS
 from ._names import nearest
 from ._parse import load
-
-# Tied logits read the embedding, so the first pattern speaks of them as well; the second one is of
-# a head of its own (`head/kernel`, `lm_head/kernel`).
-_EMBEDDING, _HEAD = "*embed*", "*head/*"
-
-_LEAVE_ENDS = (Rule(match=_EMBEDDING, optional=True), Rule(match=_HEAD, optional=True))
+from ._trained import TRAINED
 
 _INT8 = Scheme(values=INT8, tile=PER_CHANNEL)
 _E4M3 = Scheme(values=E4M3, tile=PER_CHANNEL)
@@ -244,40 +239,6 @@ HQQ_W4_G64 = Recipe(
     ),
 )
 
-W4A8_LSQ = Recipe(
-    name="w4a8_lsq",
-    source="Learned Step Size Quantization (Esser et al. 2020, arXiv:1902.08153), scales of "
-    "weights alone, started from the ranges of rounding",
-    rules=(
-        *_LEAVE_ENDS,
-        Rule(
-            match="*",
-            weights=Scheme(values=INT4, tile=PER_CHANNEL),
-            activations=_INT8,
-            training=Training(weights=LSQ(start=Start.RANGE)),
-        ),
-    ),
-)
-
-BITNET_B158 = Recipe(
-    name="bitnet_b158",
-    source="BitNet b1.58 (Ma et al. 2024, arXiv:2402.17764), equations 1 to 3",
-    rules=(
-        *_LEAVE_ENDS,
-        Rule(match="*", weights=schemes.TERNARY, activations=_INT8, training=Training()),
-    ),
-)
-
-QLORA = Recipe(
-    name="qlora",
-    source="QLoRA (Dettmers et al. 2023, arXiv:2305.14314): NF4 with double quantization, frozen, "
-    "and adapters of rank 16",
-    rules=(
-        *_LEAVE_ENDS,
-        Rule(match="*", weights=schemes.NF4_DOUBLE, adapter=LoRA(rank=16, alpha=32.0)),
-    ),
-)
-
 NAMED: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -300,9 +261,7 @@ NAMED: dict[str, Recipe] = {
         SMOOTHQUANT_W8A8,
         SMOOTHQUANT_W8A8_STATIC,
         HQQ_W4_G64,
-        W4A8_LSQ,
-        BITNET_B158,
-        QLORA,
+        *TRAINED,
     )
 }
 """Every named recipe, by its name."""

@@ -16,7 +16,7 @@ import msgspec
 from ..intercept import Recipe, Rule
 from ..numerics import Format, FORMATS
 from ..qarray import Scheme, schemes, Tile
-from ..training import LoRA, Training
+from ..training import Delayed, LoRA, Training, WayBack
 from ._algorithms import (
     ALGORITHMS,
     ESTIMATORS,
@@ -60,6 +60,12 @@ class _RuleText(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     leave: bool = False
     optional: bool = False
     elsewhere: str = "error"
+
+
+class _WayBackText(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    gradients: dict[str, Any] | str
+    from_codes: bool = False
+    scaling: dict[str, Any] | str | None = None
 
 
 class _RecipeText(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -166,6 +172,17 @@ def _training_to_data(training: Training) -> dict[str, Any]:
             data[operand] = value_to_data(estimator, ESTIMATORS)
     if training.gradients is not None:
         data["gradients"] = _named_or_whole(training.gradients)
+    if training.way_back is not None:
+        data["way_back"] = _way_back_to_data(training.way_back)
+    return data
+
+
+def _way_back_to_data(back: WayBack) -> dict[str, Any]:
+    data: dict[str, Any] = {"gradients": _named_or_whole(back.gradients)}
+    if back.from_codes:
+        data["from_codes"] = True
+    if back.scaling is not None:
+        data["scaling"] = value_to_data(back.scaling, ESTIMATORS)
     return data
 
 
@@ -174,13 +191,28 @@ def _training_from_data(data: dict[str, Any], where: str) -> Training:
     for key, text in data.items():
         place = f"{where}, {key}"
         if key == "gradients":
-            held = text if isinstance(text, str) else _typed(text, _SchemeText, place)
-            made[key] = _scheme(held, place)
+            made[key] = _scheme_or_name(text, place)
+        elif key == "way_back":
+            made[key] = _way_back_from_data(text, place)
         else:
-            made[known(key, ("weights", "activations", "gradients"), where)] = value_from_text(
-                text, ESTIMATORS, place
+            made[known(key, ("weights", "activations", "gradients", "way_back"), where)] = (
+                value_from_text(text, ESTIMATORS, place)
             )
     return _made(Training, where, **made)
+
+
+def _way_back_from_data(data: Any, where: str) -> WayBack:
+    read = _typed(data, _WayBackText, where)
+    place = f"{where}, scaling"
+    scaling = None if read.scaling is None else value_from_text(read.scaling, ESTIMATORS, place)
+    if scaling is not None and not isinstance(scaling, Delayed):
+        raise ValueError(f"{place}: gradients have scales of their own, or delayed ones.")
+    gradients = _scheme_or_name(data["gradients"], f"{where}, gradients")
+    return _made(WayBack, where, gradients=gradients, from_codes=read.from_codes, scaling=scaling)
+
+
+def _scheme_or_name(text: Any, where: str) -> Scheme:
+    return _scheme(text if isinstance(text, str) else _typed(text, _SchemeText, where), where)
 
 
 def added_from_data(data: dict[str, Any], where: str) -> dict[str, Any]:

@@ -1,6 +1,12 @@
 """Gradients through quantization: estimators, learned scales, products of codes."""
 
+from ._delayed import (
+    first_delayed as first_delayed,
+    moved_scale as moved_scale,
+    peaks_by_tile as peaks_by_tile,
+)
 from ._estimators import (
+    Delayed as Delayed,
     Estimator as Estimator,
     LSQ as LSQ,
     LSQPlus as LSQPlus,
@@ -22,3 +28,4 @@ from ._rounding import (
 )
 from ._settings import Training as Training
 from ._straight import straight_through as straight_through
+from ._way_back import Dot as Dot, in_codes as in_codes, RESIDUAL as RESIDUAL, WayBack as WayBack

@@ -12,6 +12,7 @@ at `v_hat`, what the codes of `v` stand for, goes on to `v` and to what is learn
 | `LSQPlus()` | the same | offset too: 0 inside, 1 outside |
 | `PACT()` | 1 for v < alpha, else 0 | alpha: 0 inside, 1 where v >= alpha |
 | `MovingAverage()` | as clipped | |
+| `Delayed()` | 1 | |
 
 Sources: Bengio et al. 2013 (arXiv:1308.3432); Esser et al., "Learned Step Size Quantization", ICLR
 2020, equations 3 and 5; Bhalgat et al., "LSQ+", CVPR 2020 workshops, equations 4 to 6; Choi et al.,
@@ -102,7 +103,28 @@ class MovingAverage:
             raise ValueError(f"decay is at least 0 and less than 1, not {self.decay}.")
 
 
-Estimator = StraightThrough | LSQ | LSQPlus | PACT | MovingAverage
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Delayed:
+    """A scale from the largest magnitudes of the last steps: known before what it rounds is.
+
+    The scale is `2 ** margin` times the largest (with `latest` the last) of `history` magnitudes,
+    over the end of the format. It is moved between steps (`jaxquant.update_scales`); a magnitude of
+    zero, infinity or NaN leaves it where it was. Gradients pass as they are (Transformer Engine's
+    `DelayedScaling`, whose defaults these are).
+    """
+
+    history: int = 1024
+    margin: int = 0
+    latest: bool = False
+    name: ClassVar[str] = "delayed"
+    learned: ClassVar[tuple[str, ...]] = ("scale", "peaks")
+
+    def __post_init__(self) -> None:
+        if self.history < 1:
+            raise ValueError(f"history is a number of steps, at least 1, not {self.history}.")
+
+
+Estimator = StraightThrough | LSQ | LSQPlus | PACT | MovingAverage | Delayed
 """`learned` are names of arrays, a tile an entry, that are trained beside what is rounded."""
 
 

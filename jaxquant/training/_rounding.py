@@ -14,7 +14,9 @@ from ..numerics import decode, encode
 from ..qarray import QArray, Scheme, tile_shape
 from ..qarray._qarray import scale_values, spread, tile_counts
 from ..qarray._quantize import quantize_array, quantize_with, stored_zero_point, wanted_scale
+from ._delayed import first_delayed, peaks_by_tile
 from ._estimators import (
+    Delayed,
     Estimator,
     gradient_scale,
     LSQ,
@@ -100,7 +102,7 @@ def rounded(
 def _forward(rounding: Rounding, x: Any, learned: Any) -> tuple[Any, Any]:
     q = codes_of(x, learned, rounding)
     match rounding.estimator:
-        case StraightThrough(clipped=False):
+        case StraightThrough(clipped=False) | Delayed():
             # Nothing is kept: of activations this saves an array.
             return (x, q), None
         case StraightThrough():
@@ -161,9 +163,12 @@ def first_range(
     """Where what is learned of a weight starts, a tile an entry.
 
     LSQ: `2 mean|w| / sqrt(Qp)` (section 2.1), or by the range rule of the scheme. LSQ+, which has
-    offsets for ranges that are not centered: by the range rule.
+    offsets for ranges that are not centered: by the range rule. Delayed: as after a step.
     """
     wide = w.astype(jnp.float32)
+    if isinstance(estimator, Delayed):
+        peak = peaks_by_tile(wide, tile)
+        return first_delayed(estimator, scheme.values, peak.shape, peak)
     if isinstance(estimator, LSQ) and estimator.start is Start.RANGE:
         # A range may meet its largest magnitude with the lowest code; learned scales are positive.
         return {"scale": jnp.abs(wanted_scale(wide, scheme, tile)[0])}
