@@ -257,8 +257,9 @@ def _way_back(
         (left, right), (left_batch, right_batch) = eqn.params["dimension_numbers"]
         return Dot(
             numbers=((tuple(left), tuple(right)), (tuple(left_batch), tuple(right_batch))),
-            schemes=(held[0].scheme, held[1].scheme),
+            shapes=(tuple(anchors[0].shape), tuple(anchors[1].shape)),
             dtypes=(anchors[0].dtype, anchors[1].dtype),
+            schemes=(held[0].scheme, held[1].scheme),
             inputs=1 - side,
             back=training.way_back,
             precision=eqn.params["precision"],

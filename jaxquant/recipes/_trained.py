@@ -3,6 +3,8 @@
 Those of low-precision training leave the embedding and the head high, as their sources do.
 """
 
+import dataclasses
+
 from ..intercept import Recipe, Rule
 from ..numerics import E4M3, E5M2, INT4, INT8
 from ..qarray import PER_CHANNEL, PER_TENSOR, Scheme, schemes, Tile
@@ -49,6 +51,9 @@ QLORA = Recipe(
 _E4M3_TENSOR = Scheme(values=E4M3, tile=PER_TENSOR)
 _E5M2_TENSOR = Scheme(values=E5M2, tile=PER_TENSOR)
 _E4M3_1X128 = Scheme(values=E4M3, tile=Tile(contracted=128, ragged=True))
+
+# Tokens and widths of training are any number.
+_MXFP8 = dataclasses.replace(schemes.MXFP8_E4M3, tile=Tile(contracted=32, ragged=True))
 
 FP8_TRAIN_DELAYED = Recipe(
     name="fp8_train_delayed",
@@ -123,9 +128,9 @@ FP8_TRAIN_MX = Recipe(
         *LEAVE_ENDS,
         Rule(
             match="*",
-            weights=schemes.MXFP8_E4M3,
-            activations=schemes.MXFP8_E4M3,
-            training=Training(way_back=WayBack(gradients=schemes.MXFP8_E4M3)),
+            weights=_MXFP8,
+            activations=_MXFP8,
+            training=Training(way_back=WayBack(gradients=_MXFP8)),
         ),
     ),
 )

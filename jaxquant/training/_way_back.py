@@ -9,17 +9,25 @@ looks the same either way (one scale in all, square blocks), so do the codes.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from ..ops import dot_general
-from ..qarray import dequantize, PER_TENSOR, QArray, quantize_array, Scheme
+from ..qarray import (
+    dequantize,
+    PER_TENSOR,
+    QArray,
+    quantize_array,
+    reshape,
+    Scheme,
+    transpose,
+)
 from ..qarray._quantize import quantize_with
 from ._delayed import peak_of
 from ._estimators import Delayed
@@ -74,22 +82,47 @@ class WayBack:
 class Dot:
     """What is known of a product beside its operands: nothing of it is traced.
 
-    `numbers` are those of `dot_general`; `schemes` and `dtypes` those of its sides, and of what
-    gradients reach there; `inputs` says which side they are.
+    `numbers` are those of `dot_general`; `shapes`, `dtypes` and `schemes` those of what gradients
+    reach on each side, and of its codes; `inputs` says which side they are.
     """
 
     numbers: tuple[tuple[Axes, Axes], tuple[Axes, Axes]]
-    schemes: tuple[Scheme, Scheme]
+    shapes: tuple[Axes, Axes]
     dtypes: tuple[Any, Any]
+    schemes: tuple[Scheme, Scheme]
     inputs: int
     back: WayBack
     precision: Any = None
     backend: str | None = None
 
-    def free(self, side: int, ndim: int) -> Axes:
-        """The axes of an operand that are axes of the result too, but for batched ones."""
-        summed, batch = (axes[side] for axes in self.numbers)
-        return tuple(a for a in range(ndim) if a not in summed and a not in batch)
+    def order(self, side: int, ndim: int) -> tuple[Axes, Axes, Axes]:
+        """An operand's axes by role: batched, free, and summed; these in order of their pairs."""
+        summed, batch = (tuple(axes[side]) for axes in self.numbers)
+        return batch, tuple(a for a in range(ndim) if a not in summed and a not in batch), summed
+
+    def matrix(self, side: int, x: Any) -> Any:
+        """An operand as `[*batch, rows, k]`, the weight as `[*batch, k, n]`."""
+        batch, free, summed = self.order(side, x.ndim)
+        return _merged(x, batch, *((free, summed) if side == self.inputs else (summed, free)))
+
+    def unmerged(self, side: int, x: Any, shape: Axes) -> Any:
+        """The inverse of `matrix`, for an operand of `shape`."""
+        batch, free, summed = self.order(side, len(shape))
+        places = (*batch, *((*free, *summed) if side == self.inputs else (*summed, *free)))
+        x = x.reshape([shape[a] for a in places])
+        return x.transpose(sorted(range(len(places)), key=places.__getitem__))
+
+
+def _merged(x: Any, batch: Axes, first: Axes, second: Axes) -> Any:
+    """An array or QArray with its axes in this order, those of each group but the batched one."""
+    order = (*batch, *first, *second)
+    sizes = (math.prod(x.shape[a] for a in axes) for axes in (first, second))
+    shape = (*(x.shape[a] for a in batch), *sizes)
+    if order != tuple(range(x.ndim)):
+        x = transpose(x, order) if isinstance(x, QArray) else x.transpose(order)
+    if tuple(x.shape) == shape:
+        return x
+    return reshape(x, shape) if isinstance(x, QArray) else x.reshape(shape)
 
 
 def same_either_way(scheme: Scheme) -> bool:
@@ -123,77 +156,57 @@ def _in_codes(compute: Any, dot: Dot, anchors: Any, held: Any, scale: Any, seen:
 def _forward(
     compute: Any, dot: Dot, anchors: Any, held: Any, scale: Any, seen: Any
 ) -> tuple[Any, Any]:
-    kept = tuple(_kept(dot, side, anchors[side], held[side]) for side in (0, 1))
-    peak = None if seen is None else peak_of(anchors[dot.inputs], dot.numbers[1][dot.inputs])
-    return compute(held), (kept, scale, peak)
+    side = dot.inputs
+    x, w = dot.matrix(side, anchors[side]), held[1 - side]
+    kept = (
+        dot.matrix(side, held[side])
+        if dot.back.from_codes or same_either_way(dot.schemes[side])
+        else _across(x, dot.schemes[side])
+    )
+    kept = jax.tree.map(lambda part: checkpoint_name(part, RESIDUAL), kept)
+    # A weight whose codes do not serve is kept itself: it is a parameter, and there anyway.
+    weight = dot.matrix(
+        1 - side, w if same_either_way(dot.schemes[1 - side]) else anchors[1 - side]
+    )
+    peak = None if seen is None else peak_of(x, tuple(range(x.ndim - 2)))
+    return compute(held), (kept, weight, scale, peak)
 
 
-def _kept(dot: Dot, side: int, x: Any, q: QArray) -> Any:
-    """An operand for the way back: codes, or a weight itself, which is held as a parameter anyway.
-
-    Those of inputs lie along rows, unless they are made so later.
-    """
-    if side == dot.inputs and not (same_either_way(q.scheme) or dot.back.from_codes):
-        q = _across(dot, side, x)
-    elif side != dot.inputs and not same_either_way(q.scheme):
-        return x
-    return jax.tree.map(lambda part: checkpoint_name(part, RESIDUAL), q)
-
-
-def _across(dot: Dot, side: int, x: Any) -> QArray:
-    """Codes of an operand along the axes that the way there keeps, and the way back sums over."""
-    free, stack = dot.free(side, x.ndim), dot.numbers[1][side]
-    return quantize_array(x, dot.schemes[side], contracted=free, stack=stack)
+def _across(x: Any, scheme: Scheme, axis: int = -2) -> QArray:
+    """Codes of a matrix whose sums will be over `axis`; other axes before both are batched."""
+    return quantize_array(x, scheme, contracted=(axis,), stack=tuple(range(x.ndim - 2)))
 
 
 def _backward(compute: Any, dot: Dot, kept: Any, g: Any) -> tuple[Any, ...]:
-    held, scale, peak = kept
-    operands = list(held)
-    for side, x in enumerate(held):
-        if not isinstance(x, QArray):
-            operands[side] = _across(dot, side, x)
-        elif side == dot.inputs and dot.back.from_codes and not same_either_way(x.scheme):
-            operands[side] = _across(dot, side, dequantize(x, jnp.float32))
-    found = tuple(transposed(dot, g, operands, side, scale) for side in (0, 1))
-    stack = tuple(range(len(dot.numbers[1][0])))
-    seen = None if peak is None else jnp.concatenate([peak, peak_of(g, stack)], axis=-1)
-    return found, None, None if scale is None else jnp.zeros_like(scale), seen
+    x, w, scale, peak = kept
+    side, gradients = dot.inputs, dot.back.gradients
+    if dot.back.from_codes and not same_either_way(x.scheme):
+        x = _across(dequantize(x, jnp.float32), dot.schemes[side])
+    if not isinstance(w, QArray):
+        w = _across(w, dot.schemes[1 - side], -1)
+    shapes = dot.shapes
+    lead = x.ndim - 2
+    batch = tuple(range(lead))
+    count = len(dot.order(0, len(shapes[0]))[1])
+    sides = tuple(range(lead, lead + count)), tuple(range(lead + count, g.ndim))
+    g = _merged(g, batch, sides[side], sides[1 - side])
+    if scale is not None:
+        scale = scale[..., None]
+        # Clipped, infinity would look like any number to those that it is passed on to.
+        g = jnp.where(jnp.isinf(g), jnp.nan, g)
+        over = back = quantize_with(g, gradients, scale, contracted=(-1,), stack=batch)
+    else:
+        over = _across(g, gradients, -1)
+        back = over if same_either_way(gradients) else _across(g, gradients)
+    product = functools.partial(dot_general, precision=dot.precision, backend=dot.backend)
+    numbers = (((lead + 1,), (lead + 1,)), (batch, batch))
+    dx = product(over, w, numbers, out_dtype=dot.dtypes[side])
+    numbers = (((lead,), (lead,)), (batch, batch))
+    dw = product(x, back, numbers, out_dtype=dot.dtypes[1 - side])
+    found = [dot.unmerged(side, dx, shapes[side]), dot.unmerged(1 - side, dw, shapes[1 - side])]
+    seen = None if peak is None else jnp.concatenate([peak, peak_of(g, batch)], axis=-1)
+    still = None if scale is None else jnp.zeros_like(scale[..., 0])
+    return tuple(found if side == 0 else reversed(found)), None, still, seen
 
 
 _in_codes.defvjp(_forward, _backward)
-
-
-def transposed(
-    dot: Dot, g: Float[Array, "..."], operands: Sequence[QArray], side: int, scale: Any = None
-) -> Float[Array, "..."]:
-    """The gradient of operand `side`: `g` by the other operand, both as codes."""
-    (summed, batch), other = dot.numbers, operands[1 - side]
-    frees = [dot.free(each, x.ndim) for each, x in enumerate(operands)]
-    stack = tuple(range(len(batch[0])))
-    first = len(stack) + (0 if side == 1 else len(frees[0]))
-    over = tuple(range(first, first + len(frees[1 - side])))
-    roles: Any = {"contracted": over, "stack": stack}
-    if scale is None:
-        q = quantize_array(g, dot.back.gradients, **roles)
-    else:
-        scale = scale.reshape(*scale.shape[:-1], *(1 for _ in range(g.ndim - len(stack))))
-        q = quantize_with(g, dot.back.gradients, scale, **roles)
-    sides = [(q, over, stack), (other, frees[1 - side], batch[1 - side])]
-    # Axes of the result: the batched ones, the free ones, and those that were summed, as `other`
-    # has them from first to last; or these before those, if that spares a transpose.
-    partners = dict(zip(summed[1 - side], summed[side], strict=True))
-    found = [frees[side], tuple(partners[a] for a in sorted(partners))]
-    if found[1] < found[0]:
-        sides.reverse()
-        found.reverse()
-    (left, left_over, left_stack), (right, right_over, right_stack) = sides
-    y = dot_general(
-        left,
-        right,
-        ((left_over, right_over), (left_stack, right_stack)),
-        precision=dot.precision,
-        out_dtype=dot.dtypes[side],
-        backend=dot.backend,
-    )
-    places = (*batch[side], *found[0], *found[1])
-    return y.transpose(tuple(int(i) for i in np.argsort(places)))
