@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -21,3 +22,11 @@ def known(name: str, valid: Iterable[str], where: str, *, instead: str = "") -> 
             f"{instead} (all: {', '.join(valid)})."
         )
     return name
+
+
+def made(kind: Any, where: str, **fields: Any) -> Any:
+    """`kind(**fields)`, whose own complaints gain the place in the text."""
+    try:
+        return kind(**fields)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None

@@ -16,10 +16,9 @@ import msgspec
 from ..intercept import Recipe, Rule
 from ..numerics import Format, FORMATS
 from ..qarray import Scheme, schemes, Tile
-from ..training import Delayed, LoRA, Training, WayBack
+from ..training import LoRA
 from ._algorithms import (
     ALGORITHMS,
-    ESTIMATORS,
     fields_from_text,
     fields_to_data,
     outliers_from_text,
@@ -27,8 +26,9 @@ from ._algorithms import (
     value_from_text,
     value_to_data,
 )
-from ._names import known, nearest
+from ._names import known, made, nearest
 from ._ranges import range_from_text, range_to_data, RangeText
+from ._training_text import training_from_data, training_to_data
 
 Size = int | Literal["all"]
 """How many neighbours share a scale; `"all"` is the whole axis (`None` in a `Tile`)."""
@@ -60,12 +60,6 @@ class _RuleText(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     leave: bool = False
     optional: bool = False
     elsewhere: str = "error"
-
-
-class _WayBackText(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    gradients: dict[str, Any] | str
-    from_codes: bool = False
-    scaling: dict[str, Any] | str | None = None
 
 
 class _RecipeText(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -118,7 +112,7 @@ def parse(text: str, *, where: str = "the recipe") -> Recipe:
     rules = []
     for index, (rule, raw) in enumerate(zip(read.rules, data["rules"], strict=True)):
         rules.append(_rule(rule, f"{where}, {_rule_place(index, raw)}"))
-    return _made(Recipe, where, name=read.name, rules=tuple(rules), source=read.source)
+    return made(Recipe, where, name=read.name, rules=tuple(rules), source=read.source)
 
 
 def dump(recipe: Recipe) -> str:
@@ -158,57 +152,10 @@ def added_to_data(row: Any) -> dict[str, Any]:
     if row.outliers is not None:
         data["outliers"] = fields_to_data(row.outliers)
     if row.training is not None:
-        data["training"] = _training_to_data(row.training)
+        data["training"] = training_to_data(row.training, _named_or_whole)
     if row.adapter is not None:
         data["adapter"] = fields_to_data(row.adapter)
     return data
-
-
-def _training_to_data(training: Training) -> dict[str, Any]:
-    usual, data = Training(), {}
-    for operand in ("weights", "activations"):
-        estimator = getattr(training, operand)
-        if estimator != getattr(usual, operand):
-            data[operand] = value_to_data(estimator, ESTIMATORS)
-    if training.gradients is not None:
-        data["gradients"] = _named_or_whole(training.gradients)
-    if training.way_back is not None:
-        data["way_back"] = _way_back_to_data(training.way_back)
-    return data
-
-
-def _way_back_to_data(back: WayBack) -> dict[str, Any]:
-    data: dict[str, Any] = {"gradients": _named_or_whole(back.gradients)}
-    if back.from_codes:
-        data["from_codes"] = True
-    if back.scaling is not None:
-        data["scaling"] = value_to_data(back.scaling, ESTIMATORS)
-    return data
-
-
-def _training_from_data(data: dict[str, Any], where: str) -> Training:
-    made: dict[str, Any] = {}
-    for key, text in data.items():
-        place = f"{where}, {key}"
-        if key == "gradients":
-            made[key] = _scheme_or_name(text, place)
-        elif key == "way_back":
-            made[key] = _way_back_from_data(text, place)
-        else:
-            made[known(key, ("weights", "activations", "gradients", "way_back"), where)] = (
-                value_from_text(text, ESTIMATORS, place)
-            )
-    return _made(Training, where, **made)
-
-
-def _way_back_from_data(data: Any, where: str) -> WayBack:
-    read = _typed(data, _WayBackText, where)
-    place = f"{where}, scaling"
-    scaling = None if read.scaling is None else value_from_text(read.scaling, ESTIMATORS, place)
-    if scaling is not None and not isinstance(scaling, Delayed):
-        raise ValueError(f"{place}: gradients have scales of their own, or delayed ones.")
-    gradients = _scheme_or_name(data["gradients"], f"{where}, gradients")
-    return _made(WayBack, where, gradients=gradients, from_codes=read.from_codes, scaling=scaling)
 
 
 def _scheme_or_name(text: Any, where: str) -> Scheme:
@@ -220,17 +167,18 @@ def added_from_data(data: dict[str, Any], where: str) -> dict[str, Any]:
 
     **Raises:** `ValueError` saying where what is wrong.
     """
-    made: dict[str, Any] = {"static": data.get("static", False)}
+    fields: dict[str, Any] = {"static": data.get("static", False)}
     for key, kinds in (("algorithm", ALGORITHMS), ("scaling", SCALINGS)):
         if data.get(key) is not None:
-            made[key] = value_from_text(data[key], kinds, f"{where}, {key}")
+            fields[key] = value_from_text(data[key], kinds, f"{where}, {key}")
     if data.get("outliers") is not None:
-        made["outliers"] = outliers_from_text(data["outliers"], f"{where}, outliers")
+        fields["outliers"] = outliers_from_text(data["outliers"], f"{where}, outliers")
     if data.get("training") is not None:
-        made["training"] = _training_from_data(data["training"], f"{where}, training")
+        place = f"{where}, training"
+        fields["training"] = training_from_data(data["training"], place, _scheme_or_name)
     if data.get("adapter") is not None:
-        made["adapter"] = fields_from_text(data["adapter"], LoRA, f"{where}, adapter")
-    return made
+        fields["adapter"] = fields_from_text(data["adapter"], LoRA, f"{where}, adapter")
+    return fields
 
 
 def scheme_to_dict(scheme: Scheme) -> dict[str, Any]:
@@ -330,7 +278,7 @@ def _rule(rule: _RuleText, where: str) -> Rule:
             f"{where}: `activations` beside `leave = true`: a site that is left computes as the "
             "model does. Remove one of them."
         )
-    return _made(
+    return made(
         Rule,
         where,
         match=rule.match,
@@ -349,11 +297,11 @@ def _scheme(text: _SchemeText | str, where: str) -> Scheme:
     if isinstance(text, str):
         return schemes.NAMED[known(text, schemes.NAMED, where)]
     zero, scale = text.zero_point, f"{where}, scale"
-    return _made(
+    return made(
         Scheme,
         where,
         values=_format(text.values, f"{where}, values"),
-        tile=_made(
+        tile=made(
             Tile,
             where,
             contracted=_size(text.contracted),
@@ -368,14 +316,6 @@ def _scheme(text: _SchemeText | str, where: str) -> Scheme:
         centered=text.centered,
         codes_first=text.codes_first,
     )
-
-
-def _made(kind: Any, where: str, **fields: Any) -> Any:
-    """`kind(**fields)`, whose own complaints gain the place in the text."""
-    try:
-        return kind(**fields)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
 
 
 def _format(name: str, where: str) -> Format:

@@ -55,6 +55,11 @@ WANTED = {
     "w4a8_lsq": (INT4, INT8, None),
     "bitnet_b158": (TERNARY, INT8, None),
     "qlora": (NF4, None, None),
+    "fp8_train_delayed": (E4M3, E4M3, None),
+    "fp8_train_current": (E4M3, E4M3, None),
+    "fp8_train_row": (E4M3, E4M3, None),
+    "fp8_train_block": (E4M3, E4M3, None),
+    "fp8_train_mx": (E4M3, E4M3, None),
 }
 # Name -> what chooses codes and factors, and whether scales of activations are fixed; for those
 # that have any of it.
@@ -64,6 +69,7 @@ CHOOSING = {
     "smoothquant_w8a8": (None, "smoothquant", False),
     "smoothquant_w8a8_static": (None, "smoothquant", True),
     "hqq_w4_g64": ("hqq", None, False),
+    "fp8_train_delayed": (None, None, True),
 }
 
 
