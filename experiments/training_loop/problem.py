@@ -13,6 +13,10 @@ def _nothing(variables: Tree, carried: Tree) -> dict[str, float]:
     return {}
 
 
+def _as_it_is(variables: Tree, gradients: Tree) -> tuple[Tree, Tree]:
+    return variables, gradients
+
+
 def _no_check(variables: Tree) -> None:
     return None
 
@@ -24,8 +28,10 @@ class Problem:
     - `loss(variables, carried, batch, fixed, key)`: the mean loss of a batch, and `carried` as it
       is after it. Parts of a batch are equally large, and weigh the same.
     - `variables`: a tree of floating-point arrays, all trained.
-    - `carried`: a tree of arrays that the loss reads and writes without gradients: histories of
-      FP8 scaling, running means. It goes through the parts of a batch one after the other.
+    - `carried`: a tree of arrays that the loss reads and writes without gradients, such as running
+      means. It goes through the parts of a batch one after the other.
+    - `between(variables, gradients)`: both, after a part's gradients and before they are summed:
+      where what a backward pass saw moves variables by another way than the optimizer's.
     - `fixed`: a tree of arrays that the loss reads: a teacher, frozen codes. Not in checkpoints.
     - `batch(step)`: a tree of arrays `[batch, ...]`, by nothing but the step.
     - `evaluate(variables, carried)`: named scores, such as the loss on held-out data.
@@ -40,6 +46,7 @@ class Problem:
     batch: Callable[[int], Tree]
     carried: Tree = ()
     fixed: Tree = ()
+    between: Callable[[Tree, Tree], tuple[Tree, Tree]] = _as_it_is
     evaluate: Callable[[Tree, Tree], dict[str, float]] = _nothing
     check: Callable[[Tree], None] = _no_check
     labels: Callable[[Tree], Tree] | None = None

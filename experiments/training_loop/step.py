@@ -31,8 +31,8 @@ def in_parts(batch: Tree, accumulation: int) -> Tree:
 
 def gradients_of(
     problem: Problem, variables: Tree, carried: Tree, parts: Tree, fixed: Tree, key: jax.Array
-) -> tuple[jax.Array, Tree, Tree]:
-    """Loss, what is carried, and gradients: means over parts, summed in float32.
+) -> tuple[jax.Array, Tree, Tree, Tree]:
+    """Loss, variables, what is carried, and gradients: means over parts, summed in float32.
 
     The parts are one after the other in memory: a `scan`.
     """
@@ -41,21 +41,23 @@ def gradients_of(
     if count == 1:
         batch = jax.tree.map(lambda x: x[0], parts)
         (loss, carried), gradients = differentiated(variables, carried, batch, fixed, key)
-        return loss, carried, gradients
+        variables, gradients = problem.between(variables, gradients)
+        return loss, variables, carried, gradients
 
     def part(so_far: Any, given: Any) -> tuple[Any, None]:
-        total, carried, sums = so_far
+        total, variables, carried, sums = so_far
         batch, number = given
         own = jax.random.fold_in(key, number)
         (loss, carried), gradients = differentiated(variables, carried, batch, fixed, own)
+        variables, gradients = problem.between(variables, gradients)
         sums = jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, gradients)
-        return (total + loss.astype(jnp.float32), carried, sums), None
+        return (total + loss.astype(jnp.float32), variables, carried, sums), None
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), variables)
-    first = (jnp.zeros((), jnp.float32), carried, zeros)
-    (total, carried, sums), _ = jax.lax.scan(part, first, (parts, jnp.arange(count)))
+    first = (jnp.zeros((), jnp.float32), variables, carried, zeros)
+    (total, variables, carried, sums), _ = jax.lax.scan(part, first, (parts, jnp.arange(count)))
     mean = jax.tree.map(lambda g, x: (g / count).astype(x.dtype), sums, variables)
-    return total / count, carried, mean
+    return total / count, variables, carried, mean
 
 
 def make_step(
@@ -69,14 +71,14 @@ def make_step(
 
     def step(state: State, parts: Tree, fixed: Tree) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        loss, carried, gradients = gradients_of(
+        loss, variables, carried, gradients = gradients_of(
             problem, state.variables, state.carried, parts, fixed, key
         )
         norm = optax.tree.norm(gradients)
         # optax has powers of floats by integers, which strict promotion would refuse.
         with jax.numpy_dtype_promotion("standard"):
-            updates, moments = optimizer.update(gradients, state.optimizer, state.variables)
-        variables = optax.apply_updates(state.variables, updates)
+            updates, moments = optimizer.update(gradients, state.optimizer, variables)
+        variables = optax.apply_updates(variables, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         new = State(step=state.step, variables=variables, carried=carried, optimizer=moments)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)

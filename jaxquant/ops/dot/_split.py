@@ -6,6 +6,7 @@ first, in integers where both are integers, and scaled once a group.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,6 +21,9 @@ from ._call import DotCall
 # The narrowest group whose partial sums are worth keeping apart: with narrower ones the partial
 # sums of a 128-wide matrix unit's pass are as large as the weights themselves.
 NARROWEST_GROUP = 128
+# The most that the sums of all groups may take beside each other; what is more is summed group by
+# group. Those of one product of 16 rows by 4096x14336, in groups of 128, are 29 MB.
+MOST_SUMS_BYTES = 1 << 27
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,15 +104,55 @@ def scaled_sums(call: DotCall, dtypes: tuple[Any, Any], sum_dtype: Any) -> Array
     )
     sizes = [call.lhs.shape[a] for a in call.contracted[0]]
     grouped = tuple(i for i, (n, t) in enumerate(zip(sizes, tiles, strict=True)) if n != t)
-    sums = group_sums(call, sides, grouped, sum_dtype)
+    if len(grouped) == 1 and _sums_bytes(call, sides, grouped[0]) > MOST_SUMS_BYTES:
+        return _one_by_one(call, sides, grouped[0], sum_dtype).astype(call.out_dtype)
+    scaled = _scaled(call, sides, grouped, sum_dtype)
     batch = len(call.batch[0])
-    scaled = sums.astype(jnp.float32)
+    y = scaled.sum(axis=tuple(range(batch, batch + len(grouped)))) if grouped else scaled
+    return y.astype(call.out_dtype)
+
+
+def _scaled(
+    call: DotCall, sides: tuple[Split, Split], grouped: tuple[int, ...], sum_dtype: Any
+) -> Array:
+    """Sums of groups, in float32 and scaled: axes are batch, groups, free of lhs, free of rhs."""
+    scaled = group_sums(call, sides, grouped, sum_dtype).astype(jnp.float32)
     for side in (0, 1):
         scale = broadcast_scale(call, sides[side], side, grouped)
         if scale is not None:
             scaled = scaled * scale
-    y = scaled.sum(axis=tuple(range(batch, batch + len(grouped)))) if grouped else scaled
-    return y.astype(call.out_dtype)
+    return scaled
+
+
+def _sums_bytes(call: DotCall, sides: tuple[Split, Split], pair: int) -> int:
+    """Bytes of the sums of all groups of a contracted pair of axes, beside each other."""
+    groups = sides[0].factors.shape[sides[0].axes[call.contracted[0][pair]]]
+    batch = math.prod(call.lhs.shape[a] for a in call.batch[0])
+    free = (math.prod(x.shape[a] for a in call.free(i)) for i, x in enumerate((call.lhs, call.rhs)))
+    return 4 * groups * batch * math.prod(free)
+
+
+def _one_by_one(call: DotCall, sides: tuple[Split, Split], pair: int, sum_dtype: Any) -> Array:
+    """The scaled sums of groups, added one after the other: two of them are held at a time."""
+    axes = [call.contracted[which][pair] for which in (0, 1)]
+    groups = sides[0].factors.shape[sides[0].axes[axes[0]]]
+
+    def add(at: Any, so_far: Array) -> Array:
+        left, right = (_group(side, a, at) for side, a in zip(sides, axes, strict=True))
+        return so_far + _scaled(call, (left, right), (), sum_dtype)
+
+    return lax.fori_loop(1, groups, add, add(0, jnp.zeros((), jnp.float32)))
+
+
+def _group(side: Split, axis: int, at: Any) -> Split:
+    """Group `at` along a contracted axis that was split: the axis is then that of its tile."""
+    place = side.axes[axis]
+    factors = lax.dynamic_index_in_dim(side.factors, at, place, keepdims=False)
+    axes = tuple(a - (a > place) for a in side.axes)
+    scale = side.scale
+    if scale is not None:
+        scale = lax.dynamic_index_in_dim(scale, at, side.scale_axes[axis], keepdims=True)
+    return Split(factors=factors, axes=axes, scale=scale, scale_axes=side.scale_axes)
 
 
 def group_sums(

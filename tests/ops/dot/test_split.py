@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from products import Case, CASES, operands
+from products import Case, CASES, exact, operands, product
 from quantized import layouts, normal, SCHEMES
 
-from jaxquant.ops.dot._api import make_call
+from jaxquant.ops.dot import _split
+from jaxquant.ops.dot._api import dot_general, make_call
 from jaxquant.ops.dot._split import contracted_tiles, group_sums, split
 from jaxquant.qarray import Layout, quantize_array, relayout, Scheme
 
@@ -118,3 +119,28 @@ def test_both_scales_are_constant_within_the_common_tile(left, right, common):
     x = x if left is None else quantize_array(x, scheme(left))
     w = quantize_array(normal(256, 8), scheme(right), contracted=(0,))
     assert contracted_tiles(make_call(x, w, (((1,), (0,)), ((), ())))) == (common,)
+
+
+@pytest.mark.parametrize("activations, weight", PAIRS)
+@pytest.mark.parametrize("name", CASES)
+def test_groups_one_by_one_are_groups_beside_each_other(
+    name: str, activations: str, weight: str, monkeypatch: pytest.MonkeyPatch
+):
+    case = CASES[name]
+    sides = operands(case, activations, weight)
+    beside = dot_general(*sides, case.numbers, backend="xla")
+    monkeypatch.setattr(_split, "MOST_SUMS_BYTES", 0)
+    found = dot_general(*sides, case.numbers, backend="xla")
+    # A float32 sum of a few groups in two orders.
+    sizes = np.einsum(case.letters, *(abs(exact(side)) for side in sides))
+    assert (abs(np.asarray(found) - np.asarray(beside)) <= 16 * 2.0**-24 * sizes).all()
+
+
+def test_groups_one_by_one_hold_no_sums_of_others(monkeypatch: pytest.MonkeyPatch):
+    sides = operands(CASES["rows"], "int8 channel", "int4 zero g64")
+    monkeypatch.setattr(_split, "MOST_SUMS_BYTES", 0)
+    program = jax.make_jaxpr(lambda *q: dot_general(*q, CASES["rows"].numbers, backend="xla"))
+    text = str(program(*sides))
+    assert "while" in text or "scan" in text
+    groups, out = 256 // 64, product(CASES["rows"], *sides).shape
+    assert f"f32[{','.join(map(str, (groups, *out)))}]" not in text
