@@ -1,5 +1,6 @@
 """Scales that follow earlier steps: what sites and weights hold for them, and how they move."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,9 @@ from ..training import Delayed, first_delayed, moved_scale, peaks_by_tile
 from ._plan import Plan, PlanError, SitePlan
 from ._simulate import rounding_of, training_of
 from ._variables import COLLECTION, learned_of, parameters, stamped, states_of, unstamped
+
+Held = dict[str, dict[str, Any]]
+"""Arrays by site or path, and name."""
 
 
 def is_delayed(site: SitePlan) -> bool:
@@ -61,8 +65,16 @@ def update_scales(
             f"The variables were started by the plan {fingerprint}, and this is "
             f"{plan.fingerprint}. Give the plan that start_training was given."
         )
-    states, seen, learned = states_of(tvariables), states_of(gradients), learned_of(tvariables)
-    known = parameters(variables)
+    moved = moved_by(tvariables, states_of(gradients), plan, axis_name)
+    return stamped(variables, fingerprint, *moved), without_seen(gradients, is_seen)
+
+
+def moved_by(
+    tvariables: Any, seen: Mapping[str, Mapping[str, Any]], plan: Plan, axis_name: Any
+) -> tuple[Held, Held]:
+    """The states of sites, and what is held of weights, after a step that saw `seen`."""
+    states, learned = states_of(tvariables), learned_of(tvariables)
+    known = parameters(unstamped(tvariables)[0])
     for leaf in plan.leaves:
         estimator = training_of(plan, leaf.path).weights
         if isinstance(estimator, Delayed):
@@ -84,18 +96,23 @@ def update_scales(
             held = {part: own[f"gradient_{part}"] for part in ("scale", "peaks")}
             moved = moved_scale(back.scaling, back.gradients.values, held, peaks[..., 1:])
             own |= {f"gradient_{part}": moved[part] for part in moved}
-    return stamped(variables, fingerprint, states, learned), _without(gradients)
+    return states, learned
 
 
 def _over_devices(peaks: Any, axis_name: Any) -> Any:
     return peaks if axis_name is None else lax.pmax(peaks, axis_name)
 
 
-def _without(gradients: Any) -> Any:
-    """The gradients with zeros for what is no gradient."""
+def is_seen(names: Sequence[str]) -> bool:
+    """Whether a leaf of variables, by the names that lead to it, is what steps saw."""
+    return names[0] == COLLECTION and "seen" in names
+
+
+def without_seen(gradients: Any, chosen: Callable[[Sequence[str]], bool]) -> Any:
+    """The gradients with zeros for what is none."""
 
     def one(keys: Any, x: Any) -> Any:
         names = [jax.tree_util.keystr((key,), simple=True) for key in keys]
-        return jnp.zeros_like(x) if names[0] == COLLECTION and "seen" in names else x
+        return jnp.zeros_like(x) if chosen(names) else x
 
     return jax.tree_util.tree_map_with_path(one, gradients)

@@ -18,7 +18,7 @@ from ._nnx import nnx_function, NNXModel
 from ._observers import Extremes, mean_magnitude, Moments
 from ._placed import check_gathered
 from ._plan import LeafPlan, Plan, PlanError
-from ._scales import first_scales, is_delayed
+from ._scales import first_scales, is_delayed, moved_by, without_seen
 from ._simulate import check_trainable, entered, moves, rounding_of, Simulate, training_of
 from ._states import by_path
 from ._trace import run
@@ -193,6 +193,22 @@ class SimulatedNNX(NNXModel):
     def variables(self) -> Any:
         """The variables as `start_training` gave them, and `convert` takes them."""
         return self._variables(nnx.state(self.model))
+
+    def update_scales(self, gradients: Any, *, axis_name: Any = None) -> Any:
+        """`jaxquant.update_scales` on this model, in place; the gradients without what was seen.
+
+        `gradients` are those of `nnx.grad` or `nnx.value_and_grad` with `wrt=tmodel.wrt`.
+        """
+        held, names = gradients["_states"], self._state_names
+        places = {site: i for i, (site, name) in enumerate(names) if name == "seen"}
+        seen = {site: {"seen": jnp.asarray(held[i][...])} for site, i in places.items()}
+        states, learned = moved_by(self.variables, seen, self.plan, axis_name)
+        for (site, name), variable in zip(names, self._states, strict=True):
+            variable.set_value(states[site][name])
+        for (path, name), variable in zip(self._learned_names, self._learned, strict=True):
+            variable.set_value(learned[path][name])
+        own = {str(i) for i in places.values()}
+        return without_seen(gradients, lambda names: names[0] == "_states" and names[1] in own)
 
     def _variables(self, state: Any) -> Any:
         learned: dict[str, dict[str, Any]] = {}

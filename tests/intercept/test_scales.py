@@ -195,6 +195,17 @@ def test_nnx_has_the_same_state():
     moved, left = jq.update_scales(tvariables, gradients, plan)
     own = moved["jaxquant"]["sites"]["lin/kernel#dot"]
     np.testing.assert_allclose(own["scale"][...], [jnp.abs(X).max() / 448], rtol=1e-6)
+    held = nnx.value_and_grad(
+        lambda m: jnp.square(m(X)).mean(), argnums=nnx.DiffState(0, tmodel.wrt)
+    )(tmodel)[1]
+    held = tmodel.update_scales(held)
+    assert jax.tree.structure(tmodel.variables) == jax.tree.structure(moved)
+    for mine, other in zip(*map(jax.tree.leaves, (tmodel.variables, moved)), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-6)
+    for mine, other in zip(
+        *(sorted(map(float, map(jnp.sum, jax.tree.leaves(x)))) for x in (held, left)), strict=True
+    ):
+        np.testing.assert_allclose(mine, other, rtol=1e-5)
     assert jax.tree.structure(moved) == jax.tree.structure(tvariables)
     assert jax.tree.structure(left) == jax.tree.structure(gradients)
 
