@@ -1,0 +1,1 @@
+"""Training in FP8 beside bfloat16: see README.md."""
