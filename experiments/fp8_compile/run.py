@@ -120,7 +120,7 @@ def row_of(recipe: str, target_text: str, step: Any, arguments: Any) -> dict[str
 def products(compiled: Compiled) -> dict[str, int]:
     """How many products the program has, by the types of their sides.
 
-    What XLA made one of several (weights that read one input) is one here. `heads` are products with
+    What XLA made one of several (weights that read one input) is one here. `heads` are those with
     batched axes in wide types: attention's own.
     """
     module = read_module(compiled.text)

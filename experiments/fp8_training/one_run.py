@@ -23,31 +23,17 @@ from small_lm.text import Corpus, make_corpus
 from training_loop import (
     as_data,
     Loop,
-    Optimizer,
     Problem,
     read_settings,
-    Settings,
     TokenWindows,
     train,
     TrainingError,
 )
 
 import jaxquant as jq
+from fp8_training.settings import ARITHMETIC, CONFIGS, FLOATS, Training
 from jaxquant.intercept import check_learned
 from jaxquant.models import Llama
-
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "experiments" / "fp8_training"
-RECIPES = tuple(f"fp8_train_{kind}" for kind in ("delayed", "current", "row", "block", "mx"))
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-ARITHMETIC = (*DTYPES, *RECIPES)
-"""What a run computes in. Recipes compute in bfloat16 what they leave."""
-
-
-class Training(Settings):
-    """The settings file `training.toml`."""
-
-    loop: Loop
-    optimizer: Optimizer
 
 
 def main() -> int:
@@ -102,7 +88,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
 def make_problem(arithmetic: str, shared: Any, corpus: Corpus, loop: Loop) -> tuple[Problem, Any]:
     """What the loop trains, and the mean NLL of each held-out window as a function of variables."""
     config = config_of(shared.model, corpus.tokenizer.vocab_size, shared.text.length)
-    dtype = DTYPES.get(arithmetic, jnp.bfloat16)
+    dtype = jnp.float32 if arithmetic == "float32" else jnp.bfloat16
     model = Llama(config, dtype=dtype, param_dtype=jnp.float32, rngs=nnx.Rngs(loop.seed))
     variables = nnx.state(model)
     identity: dict[str, Any] = {
@@ -110,7 +96,7 @@ def make_problem(arithmetic: str, shared: Any, corpus: Corpus, loop: Loop) -> tu
         "corpus": corpus.identity,
         "arithmetic": arithmetic,
     }
-    if arithmetic in DTYPES:
+    if arithmetic in FLOATS:
         graph = nnx.graphdef(model)
 
         def call(variables: Any, tokens: Any) -> Any:
