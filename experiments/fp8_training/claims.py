@@ -1,9 +1,10 @@
 """What the run claims: held-out NLL against bfloat16's, paired by seed."""
 
 import dataclasses
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -45,13 +46,13 @@ def differences(rows: Rows) -> list[Difference]:
         if not own:
             continue
         parts = [100 * (by_name[name, s] / by_name[BASE, s] - 1) for s in own]
-        error = statistics.stdev(parts) / len(parts) ** 0.5 if len(parts) > 1 else None
+        error = float(np.std(parts, ddof=1)) / len(parts) ** 0.5 if len(parts) > 1 else None
         found.append(
             Difference(
                 arithmetic=name,
                 seeds=len(own),
-                nll=statistics.fmean(by_name[name, s] for s in own),
-                percent=statistics.fmean(parts),
+                nll=float(np.mean([by_name[name, s] for s in own])),
+                percent=float(np.mean(parts)),
                 error=error,
             )
         )
