@@ -169,7 +169,7 @@ def _forward(
         1 - side, w if same_either_way(dot.schemes[1 - side]) else anchors[1 - side]
     )
     peak = None if seen is None else peak_of(x, tuple(range(x.ndim - 2)))
-    return compute(held), (kept, weight, scale, peak)
+    return compute(held), (kept, weight, scale, peak, seen)
 
 
 def _across(x: Any, scheme: Scheme, axis: int = -2) -> QArray:
@@ -178,7 +178,7 @@ def _across(x: Any, scheme: Scheme, axis: int = -2) -> QArray:
 
 
 def _backward(compute: Any, dot: Dot, kept: Any, g: Any) -> tuple[Any, ...]:
-    x, w, scale, peak = kept
+    x, w, scale, peak, seen = kept
     side, gradients = dot.inputs, dot.back.gradients
     if dot.back.from_codes and not same_either_way(x.scheme):
         x = _across(dequantize(x, jnp.float32), dot.schemes[side])
@@ -204,9 +204,18 @@ def _backward(compute: Any, dot: Dot, kept: Any, g: Any) -> tuple[Any, ...]:
     numbers = (((lead,), (lead,)), (batch, batch))
     dw = product(x, back, numbers, out_dtype=dot.dtypes[1 - side])
     found = [dot.unmerged(side, dx, shapes[side]), dot.unmerged(1 - side, dw, shapes[1 - side])]
-    seen = None if peak is None else jnp.concatenate([peak, peak_of(g, batch)], axis=-1)
+    if seen is not None:
+        assert peak is not None
+        seen = _over_devices(jnp.concatenate([peak, peak_of(g, batch)], axis=-1), seen)
     still = None if scale is None else jnp.zeros_like(scale[..., 0])
     return tuple(found if side == 0 else reversed(found)), None, still, seen
 
 
 _in_codes.defvjp(_forward, _backward)
+
+
+def _over_devices(peaks: Any, like: Any) -> Any:
+    """The largest of all devices of a `shard_map` that share `like`."""
+    apart, shared = (jax.typeof(x).manual_axis_type.varying for x in (peaks, like))
+    axes = tuple(apart - shared)
+    return jax.lax.pmax(peaks, axes) if axes else peaks
